@@ -1,0 +1,138 @@
+"""The only seam to array libraries: what comes in is recognised here, and nothing else imports array_api_compat."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import (
+    array_namespace,
+    device,
+    is_array_api_obj,
+    is_numpy_namespace,
+    is_torch_array,
+    to_device,
+)
+
+Array = Any
+"""An array of any library that follows the array API standard."""
+
+__all__ = [
+    "Array",
+    "ModuleType",
+    "array_namespace",
+    "as_array",
+    "common_namespace",
+    "default_float",
+    "device",
+    "is_numpy_namespace",
+    "library_name",
+    "readonly",
+    "to_numpy",
+]
+
+
+def library_name(x: Array) -> str:
+    """The name of the array library that `x` belongs to, for messages."""
+    return str(type(x).__module__).split(".", 1)[0]
+
+
+def default_float(xp: ModuleType) -> Any:
+    """The default real floating dtype of a namespace (float64 in NumPy, float32 in PyTorch unless set otherwise)."""
+    return xp.__array_namespace_info__().default_dtypes()["real floating"]
+
+
+def as_array(x: Any, name: str) -> Array:
+    """Accept an array as it is, convert a list (or any object that NumPy understands) to NumPy, refuse the rest.
+
+    Integers and booleans become the default floating dtype of their library; real floating dtypes are kept.
+
+    Raises
+    ------
+    TypeError
+        For strings, objects, complex numbers, sparse matrices, and tensors that require gradients.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        msg = f"{name} is a masked array: fill it first (a forbidden pair of C is +inf, a missing point has weight 0)"
+        raise TypeError(msg)
+    if isinstance(x, (np.ndarray, np.generic)) or not is_array_api_obj(x):
+        x = _numpy(x, name)
+    if is_torch_array(x) and x.requires_grad:
+        msg = (
+            f"{name} is a tensor that requires gradients, which this function does not record: pass {name}.detach(). "
+            "Gradients are the business of the PyTorch bridge, otbilevel.pytorch"
+        )
+        raise TypeError(msg)
+    xp = array_namespace(x)
+    if xp.isdtype(x.dtype, ("integral", "bool")):
+        return xp.astype(x, default_float(xp))
+    if not xp.isdtype(x.dtype, "real floating"):
+        msg = f"{name} must hold real numbers, got dtype {x.dtype}"
+        raise TypeError(msg)
+    if x.dtype in (xp.float32, xp.float64):
+        return x
+    return xp.astype(x, xp.float64 if xp.finfo(x.dtype).bits > 64 else xp.float32)
+
+
+def _numpy(x: Any, name: str) -> np.ndarray:
+    """A list, an array-like or a subclass of ndarray as a plain NumPy array of real numbers."""
+    if hasattr(x, "toarray"):
+        msg = f"{name} is a sparse matrix, which is not supported: pass a dense array ({name}.toarray())"
+        raise TypeError(msg)
+    try:
+        converted = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        msg = f"{name} cannot be read as an array of numbers: {error}"
+        raise TypeError(msg) from error
+    if converted.dtype.kind not in "fiub":
+        msg = f"{name} must hold real numbers, got dtype {converted.dtype}"
+        raise TypeError(msg)
+    return converted
+
+
+def common_namespace(arrays: dict[str, Array]) -> ModuleType:
+    """The one namespace of all `arrays` (a dict from argument name to array).
+
+    Raises
+    ------
+    TypeError
+        When the arrays belong to different libraries or live on different devices.
+    """
+    libraries = {name: library_name(x) for name, x in arrays.items()}
+    if len(set(libraries.values())) > 1:
+        found = ", ".join(f"{name}: {library}" for name, library in libraries.items())
+        msg = f"all arrays must come from one library, got {found}; convert them first, nothing is transferred silently"
+        raise TypeError(msg)
+    devices = {name: device(x) for name, x in arrays.items()}
+    if len(set(map(str, devices.values()))) > 1:
+        found = ", ".join(f"{name}: {where}" for name, where in devices.items())
+        msg = f"all arrays must live on one device, got {found}; move them first, nothing is transferred silently"
+        raise TypeError(msg)
+    return array_namespace(*arrays.values())
+
+
+def readonly(x: np.ndarray) -> np.ndarray:
+    """A C-contiguous, read-only view of `x` (a copy only if it is not contiguous).
+
+    Compiled kernels then see one type for all inputs, writeable or not, and cannot change the caller's data.
+    """
+    view = np.ascontiguousarray(x).view()
+    view.flags.writeable = False
+    return view
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """The same numbers as a NumPy array; for arrays in host memory only.
+
+    Raises
+    ------
+    TypeError
+        When `x` lives on another device: the caller must move it, nothing is transferred silently.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    if is_torch_array(x) and x.device.type != "cpu":
+        msg = f"this needs arrays in host memory, got a tensor on {x.device}: move it first"
+        raise TypeError(msg)
+    return np.asarray(to_device(x, "cpu") if is_torch_array(x) else x)

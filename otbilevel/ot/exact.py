@@ -1,0 +1,123 @@
+"""Unregularised transport by linear programming: POT's network simplex when it is installed, else SciPy's HiGHS."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, sparse
+
+from otbilevel._core import validate
+from otbilevel._core.array import device, to_numpy
+from otbilevel._core.monitor import Monitor
+from otbilevel._core.result import Status
+from otbilevel.ot.explicit_plan import ExplicitPlan
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.result import OTResult
+
+
+@dataclass(frozen=True)
+class ExactOptions:
+    """Settings of ``method="exact"``.
+
+    Attributes
+    ----------
+    solver : {"auto", "network-simplex", "highs"}
+        POT's network simplex (needs POT), SciPy's HiGHS, or the first of these that is there.
+    """
+
+    solver: str = "auto"
+
+    def __post_init__(self) -> None:
+        validate.choice(self.solver, "solver", ("auto", "network-simplex", "highs"))
+
+
+class Vertex(NamedTuple):
+    """An optimal vertex of the transport polytope with its potentials."""
+
+    coupling: sparse.csr_array
+    f: np.ndarray
+    g: np.ndarray
+    nit: int
+    failure: str
+    """Empty when optimal."""
+
+
+def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResult:
+    """Solve the linear program. Needs host memory, and forms the n x m cost.
+
+    Raises
+    ------
+    ImportError
+        When ``solver="network-simplex"`` and POT is not installed.
+    """
+    installed = importlib.util.find_spec("ot") is not None
+    if options.solver == "network-simplex" and not installed:
+        msg = 'solver="network-simplex" needs POT: pip install "otbilevel[pot]"'
+        raise ImportError(msg)
+    cost = np.array(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])))
+    a, b = to_numpy(problem.a), to_numpy(problem.b)
+    run = _network_simplex if installed and options.solver != "highs" else _highs
+    vertex = run(a, b, cost, monitor)
+    xp, where = problem.xp, device(problem.a)
+    f, g = (xp.asarray(v, dtype=xp.float64, device=where) for v in (vertex.f, vertex.g))
+    plan = ExplicitPlan(problem, vertex.coupling, f, g)
+    error = plan.marginal_error
+    status = Status.SUCCESS if not vertex.failure and error <= problem.tol else monitor.status or Status.NUMERICAL_FAILURE
+    success = status is Status.SUCCESS
+    return OTResult(
+        marginal_error=error,
+        reg=0.0,
+        nit=vertex.nit,
+        nit_newton=0,
+        nsweep=0,
+        success=success,
+        status=status,
+        message="optimal vertex found" if success else f"no optimal vertex found: {vertex.failure or 'marginals are off'}",
+        method="exact",
+        history={name: np.asarray(values) for name, values in monitor.history.items()},
+        _plan=plan,
+        _tol=problem.tol,
+    )
+
+
+def _network_simplex(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
+    import ot  # noqa: PLC0415 -- an optional dependency
+
+    finite = cost[np.isfinite(cost)]
+    # A forbidden pair costs more than any detour through allowed ones, of which there are at most min(n, m).
+    forbidden = float(finite.max()) + (float(np.ptp(finite)) + 1.0) * (min(cost.shape) + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its warnings come back as the result code
+        coupling, log = ot.emd(
+            a, b, np.where(np.isfinite(cost), cost, forbidden), numItermax=monitor.max_iter, log=True, check_marginals=False
+        )
+    failure = log["warning"] or ""
+    if np.any(coupling[~np.isfinite(cost)] > 0):
+        failure = failure or "a forbidden pair carries mass"
+    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, failure)
+
+
+def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
+    n, m = cost.shape
+    i, j = np.nonzero(np.isfinite(cost))
+    pairs = np.arange(len(i))
+    sums = sparse.csr_array(
+        (np.ones(2 * len(i)), (np.concatenate([i, n + j]), np.concatenate([pairs, pairs]))), shape=(n + m, len(i))
+    )
+    solution = optimize.linprog(
+        cost[i, j],
+        A_eq=sums,
+        b_eq=np.concatenate([a, b * (a.sum() / b.sum())]),
+        method="highs",
+        options={"maxiter": monitor.max_iter, "primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+    )
+    if solution.x is None:
+        return Vertex(sparse.csr_array((n, m)), np.zeros(n), np.zeros(m), int(solution.nit), solution.message)
+    duals = solution.eqlin.marginals
+    coupling = sparse.csr_array((solution.x, (i, j)), shape=(n, m))
+    coupling.eliminate_zeros()
+    return Vertex(coupling, duals[:n], duals[n:], int(solution.nit), "" if solution.success else solution.message)

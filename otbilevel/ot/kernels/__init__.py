@@ -1,0 +1,35 @@
+"""The sweeps over the cost, named by their mathematics, with the same signatures for every array library.
+
+With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels are
+
+==========================  =====================================================================================================
+`softmax_rows`              f = -reg log sum_j exp((g_j - C_ij)/reg), so that the rows of K sum to 1; K' a; optionally K itself
+`scaling_pass`              one Sinkhorn iteration in scaling form on a stored K: u = 1/(K v), K'(a u)
+`laplacian_product`         K' diag(w) K x on a stored K
+`plan_moments`              r = K 1, K' a and sum_i a_i K_ij^2 / r_i of a stored K
+`lazy_product, _moments`    the same two with K computed on the way
+`plan_sums`                 both marginals and the cost of the plan, in full precision
+`plan_rows`                 some rows of the plan
+`plan_product`              the plan times vectors
+`active_set`                the pairs with f_i + g_j - C_ij > threshold (only where there are sparse kernels)
+==========================  =====================================================================================================
+
+`generic` is the truth, in the array API; `cpu` is compiled for NumPy. Setting ``OTBILEVEL_KERNELS=generic`` in the environment forces the former.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from otbilevel._core.array import is_numpy_namespace
+from otbilevel.ot.kernels import generic
+
+
+def select(xp: ModuleType) -> ModuleType:
+    """The kernels for arrays of namespace `xp`."""
+    if is_numpy_namespace(xp) and os.environ.get("OTBILEVEL_KERNELS", "") != "generic":
+        from otbilevel.ot.kernels import cpu  # noqa: PLC0415 -- brings in numba, which takes a while
+
+        return cpu
+    return generic

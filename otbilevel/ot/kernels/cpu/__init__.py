@@ -1,0 +1,123 @@
+"""Kernels for NumPy arrays: compiled by numba, rows shared out over threads.
+
+`cost` is an (n, m) array, or the tuple (x, y transposed, kind) of two point clouds, or (in `sparse`) an `ActiveSet`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from otbilevel.ot.kernels.cpu import active, dense, sparse, stored
+from otbilevel.ot.kernels.cpu.threads import over_rows
+
+sparse_kernels = sparse
+Sums = tuple[np.ndarray, np.ndarray, float]
+
+_NOTHING = np.empty((0, 0), np.float32)
+
+
+def softmax_rows(
+    cost: Any,
+    g: np.ndarray,
+    reg: float,
+    a: np.ndarray,
+    f: np.ndarray | None,
+    plan: np.ndarray | None,
+    *,
+    single: bool,
+    relaxation: float,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
+    n, m = len(a), len(g)
+    warm = f is not None
+    out = np.zeros(n) if f is None else f.copy()
+    store = plan is not None
+    stage = plan if store else _NOTHING
+    sums, row_error = over_rows(
+        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, single, store, stage
+    )
+    return out, plan, sums[0], row_error
+
+
+def new_plan(shape: tuple[int, int], like: np.ndarray, *, single: bool) -> np.ndarray:  # noqa: ARG001
+    return np.empty(shape, np.float32 if single else np.float64)
+
+
+def scaling_pass(
+    plan: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray, relaxation: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    n, m = plan.shape
+    out = u.copy()
+    sums, row_error = over_rows(stored.scaling_pass, n, _products(n * m), (1, m), plan, a, out, v, relaxation)
+    return out, sums[0], row_error
+
+
+def laplacian_product(plan: np.ndarray, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    n, m = plan.shape
+    return over_rows(stored.laplacian_product, n, _products(n * m), (1, m), plan, weights, x)[0][0]
+
+
+def plan_moments(plan: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n, m = plan.shape
+    row_sums = np.empty(n)
+    sums, _ = over_rows(stored.plan_moments, n, _products(n * m), (2, m), plan, a, row_sums)
+    return row_sums, sums[0], sums[1]
+
+
+def lazy_moments(
+    cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n, m = len(a), len(g)
+    row_sums = np.empty(n)
+    sums, _ = over_rows(dense.lazy_moments, n, n * m, (2, m), cost, f, g, 1.0 / reg, a, row_sums)
+    return row_sums, sums[0], sums[1]
+
+
+def lazy_product(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    n, m = len(weights), len(g)
+    return over_rows(dense.lazy_product, n, n * m, (1, m), cost, f, g, 1.0 / reg, weights, x)[0][0]
+
+
+def plan_sums(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> Sums:
+    n, m = len(a), len(g)
+    row_sums = np.empty(n)
+    sums, total_cost = over_rows(dense.plan_sums, n, n * m, (1, m), cost, f, g, 1.0 / reg, a, row_sums)
+    return row_sums, sums[0], total_cost
+
+
+def plan_rows(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray, low: int, high: int) -> np.ndarray:
+    m = len(g)
+    block = np.empty((high - low, m))
+    over_rows(dense.plan_rows, high - low, (high - low) * m, (1, 0), cost, f, g, 1.0 / reg, a, low, block)
+    return block
+
+
+def plan_product(
+    cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray, vectors: np.ndarray, axis: int
+) -> np.ndarray:
+    n, m, width = len(a), len(g), vectors.shape[1]
+    transpose = axis == 0
+    out = np.empty((0 if transpose else n, width))
+    columns = np.ascontiguousarray(vectors.T)
+    shape = (width, m) if transpose else (1, 0)
+    sums, _ = over_rows(dense.plan_product, n, n * m, shape, cost, f, g, 1.0 / reg, a, columns, transpose, out)
+    return sums.T if transpose else out
+
+
+def active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, max_entries: float) -> sparse.ActiveSet | None:
+    n, m = len(f), len(g)
+    counts = np.empty(n, np.int64)
+    _, total = over_rows(active.count, n, n * m, (1, 0), cost, f, g, threshold, counts)
+    if total > max_entries:
+        return None
+    indptr = np.zeros(n + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1])
+    over_rows(active.fill, n, n * m, (1, 0), cost, f, g, threshold, indptr, indices, values)
+    return sparse.ActiveSet(indptr, indices, values, (n, m))
+
+
+def _products(entries: int) -> int:
+    """The work of a pass of products in terms of exponentials: a fifth."""
+    return entries // 5

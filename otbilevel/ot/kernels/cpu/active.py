@@ -1,0 +1,106 @@
+"""Compiled kernels on an active set: the same mathematics as `dense` and `stored`, on the pairs that a CSR pattern keeps."""
+
+import numpy as np
+from numba import njit
+
+from otbilevel.ot.kernels.cpu.cost import cost_row
+from otbilevel.ot.kernels.cpu.dense import COMPILE
+from otbilevel.ot.kernels.cpu.exp import exp64
+from otbilevel.ot.kernels.cpu.stored import relaxed
+
+
+@njit(**COMPILE)
+def count(low, high, sums, cost, f, g, threshold, counts):  # type: ignore[no-untyped-def] # noqa: ARG001
+    """counts_i <- how many pairs of row i have f_i + g_j - C_ij > threshold. Returns their number."""
+    m = len(g)
+    buffer = np.empty(m)
+    total = 0.0
+    for i in range(low, high):
+        row = cost_row(cost, i, buffer)
+        kept, bar = np.int64(0), threshold - f[i]
+        for j in range(m):
+            kept += np.int64(1) if g[j] - row[j] > bar else np.int64(0)
+        counts[i] = kept
+        total += kept
+    return total
+
+
+@njit(**COMPILE)
+def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # type: ignore[no-untyped-def] # noqa: ARG001
+    """Write the columns and costs of the pairs that `count` counted."""
+    m = len(g)
+    buffer = np.empty(m)
+    for i in range(low, high):
+        row = cost_row(cost, i, buffer)
+        k, bar = indptr[i], threshold - f[i]
+        for j in range(m):
+            if g[j] - row[j] > bar:
+                indices[k], values[k] = j, row[j]
+                k += 1
+    return 0.0
+
+
+@njit(**COMPILE)
+def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan):  # type: ignore[no-untyped-def]
+    """As `dense.softmax_rows`, in double precision and without relaxation."""
+    longest = 0
+    for i in range(low, high):
+        longest = max(longest, indptr[i + 1] - indptr[i])
+    x = np.empty(longest)
+    for i in range(low, high):
+        start, width = indptr[i], indptr[i + 1] - indptr[i]
+        shift, total = -np.inf, 0.0
+        for k in range(width):
+            x[k] = g[indices[start + k]] - values[start + k]
+            shift = max(shift, x[k])
+        for k in range(width):
+            x[k] = exp64((x[k] - shift) * inv_reg)
+            total += x[k]
+        f[i] = -shift - np.log(total) / inv_reg
+        for k in range(width):
+            plan[start + k] = x[k] / total
+            sums[0, indices[start + k]] += a[i] * x[k] / total
+    return 0.0
+
+
+@njit(**COMPILE)
+def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):  # type: ignore[no-untyped-def]
+    """As `stored.scaling_pass`."""
+    row_error = 0.0
+    for i in range(low, high):
+        s = 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            s += plan[k] * v[indices[k]]
+        u[i] = relaxed(u[i], s, relaxation)
+        row_error += a[i] * abs(u[i] * s - 1.0)
+        for k in range(indptr[i], indptr[i + 1]):
+            sums[0, indices[k]] += a[i] * u[i] * plan[k]
+    return row_error
+
+
+@njit(**COMPILE)
+def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):  # type: ignore[no-untyped-def]
+    """As `stored.laplacian_product`."""
+    for i in range(low, high):
+        s = 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            s += plan[k] * x[indices[k]]
+        s *= weights[i]
+        for k in range(indptr[i], indptr[i + 1]):
+            sums[0, indices[k]] += s * plan[k]
+    return 0.0
+
+
+@njit(**COMPILE)
+def plan_moments(low, high, sums, indptr, indices, plan, a, row_sums):  # type: ignore[no-untyped-def]
+    """As `stored.plan_moments`."""
+    for i in range(low, high):
+        s = 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            s += np.float64(plan[k])
+        row_sums[i] = s
+        for k in range(indptr[i], indptr[i + 1]):
+            p = np.float64(plan[k])
+            sums[0, indices[k]] += a[i] * p
+            sums[1, indices[k]] += a[i] * p * p / s
+    return 0.0

@@ -1,0 +1,77 @@
+"""The kernels of `cpu` on an active set: the few pairs that carry the mass, in CSR form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from otbilevel.ot.kernels.cpu import active
+from otbilevel.ot.kernels.cpu.threads import over_rows
+
+
+class ActiveSet(NamedTuple):
+    """Pairs (i, indices[k]) with costs values[k], for indptr[i] <= k < indptr[i + 1]."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, int]
+
+
+class ActivePlan(NamedTuple):
+    """Entries of K on the pattern of an active set."""
+
+    pattern: ActiveSet
+    values: np.ndarray
+
+
+def softmax_rows(
+    cost: ActiveSet,
+    g: np.ndarray,
+    reg: float,
+    a: np.ndarray,
+    f: np.ndarray | None,  # noqa: ARG001 -- the row maximum is cheap here, a warm start saves nothing
+    plan: ActivePlan | None,
+    *,
+    single: bool,  # noqa: ARG001 -- memory traffic dominates
+    relaxation: float,  # noqa: ARG001 -- Newton's method does not relax
+) -> tuple[np.ndarray, ActivePlan | None, np.ndarray, float]:
+    n, m = cost.shape
+    out = np.empty(n)
+    plan = ActivePlan(cost, np.empty(len(cost.values), np.float32)) if plan is None else plan
+    sums, _ = over_rows(
+        active.softmax_rows, n, len(cost.values), (1, m), cost.indptr, cost.indices, cost.values, g, 1.0 / reg, a, out, plan.values
+    )
+    return out, plan, sums[0], 0.0
+
+
+def scaling_pass(
+    plan: ActivePlan, a: np.ndarray, u: np.ndarray, v: np.ndarray, relaxation: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    pattern, values = plan
+    n, m = pattern.shape
+    out = u.copy()
+    sums, row_error = over_rows(
+        active.scaling_pass, n, len(values), (1, m), pattern.indptr, pattern.indices, values, a, out, v, relaxation
+    )
+    return out, sums[0], row_error
+
+
+def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    pattern, values = plan
+    n, m = pattern.shape
+    sums, _ = over_rows(
+        active.laplacian_product, n, len(values), (1, m), pattern.indptr, pattern.indices, values, weights, x
+    )
+    return sums[0]
+
+
+def plan_moments(plan: ActivePlan, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pattern, values = plan
+    n, m = pattern.shape
+    row_sums = np.empty(n)
+    sums, _ = over_rows(
+        active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, a, row_sums
+    )
+    return row_sums, sums[0], sums[1]

@@ -1,0 +1,100 @@
+"""Compiled passes over a stored K: products only, no exponential, one read of the matrix each.
+
+Conventions as in `dense`. Four rows are taken at a time, so that the vectors are read once per four rows.
+"""
+
+import numpy as np
+from numba import njit
+
+from otbilevel.ot.kernels.cpu.dense import COMPILE
+
+
+@njit(**COMPILE)
+def _dot4(plan, i, v):  # type: ignore[no-untyped-def]
+    s0 = s1 = s2 = s3 = 0.0
+    for j in range(len(v)):
+        s0 += plan[i, j] * v[j]
+        s1 += plan[i + 1, j] * v[j]
+        s2 += plan[i + 2, j] * v[j]
+        s3 += plan[i + 3, j] * v[j]
+    return s0, s1, s2, s3
+
+
+@njit(**COMPILE)
+def _add4(plan, i, s0, s1, s2, s3, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += s0 * plan[i, j] + s1 * plan[i + 1, j] + s2 * plan[i + 2, j] + s3 * plan[i + 3, j]
+
+
+@njit(**COMPILE)
+def _dot(plan, i, v):  # type: ignore[no-untyped-def]
+    s = 0.0
+    for j in range(len(v)):
+        s += plan[i, j] * v[j]
+    return s
+
+
+@njit(**COMPILE)
+def _add(plan, i, s, out):  # type: ignore[no-untyped-def]
+    for j in range(len(out)):
+        out[j] += s * plan[i, j]
+
+
+@njit(**COMPILE)
+def relaxed(u, row_sum, relaxation):  # type: ignore[no-untyped-def]
+    """u^(1 - w) (1 / row_sum)^w."""
+    return 1.0 / row_sum if relaxation == 1.0 else u ** (1.0 - relaxation) * row_sum ** (-relaxation)
+
+
+@njit(**COMPILE)
+def scaling_pass(low, high, sums, plan, a, u, v, relaxation):  # type: ignore[no-untyped-def]
+    """u <- relaxed(u, K v), sums[0] += K' (a u): both half steps of Sinkhorn in one read of K. Returns the L1 error of the row sums."""
+    row_error, i = 0.0, low
+    while i < high:
+        if i + 4 <= high:
+            s0, s1, s2, s3 = _dot4(plan, i, v)
+            u[i], u[i + 1] = relaxed(u[i], s0, relaxation), relaxed(u[i + 1], s1, relaxation)
+            u[i + 2], u[i + 3] = relaxed(u[i + 2], s2, relaxation), relaxed(u[i + 3], s3, relaxation)
+            row_error += a[i] * abs(u[i] * s0 - 1.0) + a[i + 1] * abs(u[i + 1] * s1 - 1.0)
+            row_error += a[i + 2] * abs(u[i + 2] * s2 - 1.0) + a[i + 3] * abs(u[i + 3] * s3 - 1.0)
+            _add4(plan, i, a[i] * u[i], a[i + 1] * u[i + 1], a[i + 2] * u[i + 2], a[i + 3] * u[i + 3], sums[0])
+            i += 4
+        else:
+            s = _dot(plan, i, v)
+            u[i] = relaxed(u[i], s, relaxation)
+            row_error += a[i] * abs(u[i] * s - 1.0)
+            _add(plan, i, a[i] * u[i], sums[0])
+            i += 1
+    return row_error
+
+
+@njit(**COMPILE)
+def laplacian_product(low, high, sums, plan, weights, x):  # type: ignore[no-untyped-def]
+    """sums[0] += K' diag(weights) K x."""
+    i = low
+    while i < high:
+        if i + 4 <= high:
+            s0, s1, s2, s3 = _dot4(plan, i, x)
+            _add4(plan, i, weights[i] * s0, weights[i + 1] * s1, weights[i + 2] * s2, weights[i + 3] * s3, sums[0])
+            i += 4
+        else:
+            _add(plan, i, weights[i] * _dot(plan, i, x), sums[0])
+            i += 1
+    return 0.0
+
+
+@njit(**COMPILE)
+def plan_moments(low, high, sums, plan, a, row_sums):  # type: ignore[no-untyped-def]
+    """Row sums r of the stored K, sums[0]_j += a_i K_ij, sums[1]_j += a_i K_ij^2 / r_i."""
+    m = plan.shape[1]
+    for i in range(low, high):
+        s = 0.0
+        for j in range(m):
+            s += np.float64(plan[i, j])
+        row_sums[i] = s
+        weight, squared = a[i], a[i] / s
+        for j in range(m):
+            k = np.float64(plan[i, j])
+            sums[0, j] += weight * k
+            sums[1, j] += squared * k * k
+    return 0.0

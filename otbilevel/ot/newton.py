@@ -1,0 +1,113 @@
+"""Newton's method on the semi-dual, for any representation of the plan with exact rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.monitor import Monitor
+from otbilevel.linalg import cg
+from otbilevel.ot.row_plan import RowPlan
+from otbilevel.ot.sinkhorn import REACH_SINGLE, marginal_error, report, scale
+
+CLIP = 6.0
+"""Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
+SMOOTHING_PASSES = 3
+"""Scaling passes after a step that was cut."""
+STALL_WINDOW = 12
+"""Steps within which the error must halve."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class NewtonRule:
+    """When to stop.
+
+    Attributes
+    ----------
+    tol : float
+        Marginal error to reach.
+    max_steps, max_cg : int
+        Limits of Newton steps, and of conjugate-gradient steps in each.
+    single : bool
+        Whether single precision is enough for the exponentials.
+    abandon : callable
+        Give up when it returns True.
+    """
+
+    tol: float
+    max_steps: int
+    max_cg: int = 400
+    single: bool = False
+    abandon: Callable[[], bool] = _never
+
+
+def newton(plan: RowPlan, b: Array, rule: NewtonRule, monitor: Monitor) -> int:
+    """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept. Returns the steps taken."""
+    errors = [marginal_error(plan, b)]
+    for step in range(rule.max_steps):
+        if errors[-1] <= rule.tol or monitor.stopped or rule.abandon():
+            return step
+        if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
+            return step
+        if not math.isfinite(errors[-1]):
+            return step
+        start, reg = plan.g, plan.reg
+        direction, clipped = _direction(plan, b, errors[-1], rule, monitor)
+        length = _line_search(plan, b, direction, errors[-1], rule)
+        if length == 0.0:
+            plan.sweep(start, reg, single=rule.single)
+        if clipped or length < 1.0:
+            g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES, reach=REACH_SINGLE)
+            plan.sweep(g, reg, single=rule.single)
+        errors.append(marginal_error(plan, b))
+        report(monitor, plan, errors[-1])
+    return rule.max_steps
+
+
+def _direction(plan: RowPlan, b: Array, error: float, rule: NewtonRule, monitor: Monitor) -> tuple[Array, bool]:
+    """Solve L x = b - c to an accuracy that suits the present error; return reg x, and whether it had to be clipped."""
+    xp = array_namespace(b)
+    laplacian = plan.laplacian()
+    r = b - plan.column_sums
+    r = r - laplacian.degree * (xp.sum(r) / xp.sum(laplacian.degree))  # into the range of L
+    forcing = max(min(0.1, error), 0.3 * rule.tol / error)
+    solution = cg(
+        laplacian, r, preconditioner=laplacian.jacobi, tol=forcing, max_iter=rule.max_cg, norm=_l1, interrupt=monitor.overdue
+    )
+    d = solution.x - xp.sort(solution.x)[b.shape[0] // 2]  # the gauge in which most potentials stay
+    clipped = float(xp.max(xp.abs(d))) > CLIP
+    return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped
+
+
+def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:
+    """Move `plan` along the concave semi-dual until the slope has halved; return the step length, 0 for failure.
+
+    Every trial is a sweep, whose plan and column sums are those of the next step.
+    """
+    xp = array_namespace(b)
+    start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))
+    if not slope > 0:
+        return 0.0
+    low, slope_low, high, slope_high, length = 0.0, slope, 0.0, 0.0, 1.0
+    for _ in range(6):
+        plan.sweep(start + length * d, plan.reg, single=rule.single)
+        trial = float(xp.vecdot(b - plan.column_sums, d))
+        if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or marginal_error(plan, b) < 0.5 * error:
+            return length
+        if trial > 0:
+            low, slope_low = length, trial
+        else:
+            high, slope_high = length, trial
+        length = low + (high - low) * min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
+    return 0.0
+
+
+def _l1(v: Array) -> float:
+    xp = array_namespace(v)
+    return float(xp.sum(xp.abs(v)))

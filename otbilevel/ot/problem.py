@@ -1,0 +1,221 @@
+"""The problem as the methods see it: positive weights of unit mass, in double precision, on one array namespace and device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import maximum_flow
+
+from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
+from otbilevel.ot.geometry import DenseCost, Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """Which of the points carry weight.
+
+    Attributes
+    ----------
+    mask : (size,) boolean array
+        True where the weight is positive.
+    indices, dropped : integer arrays, or None when all weights are positive
+        Where the weight is positive, and where it is zero.
+    """
+
+    mask: Array
+    indices: Array | None
+    dropped: Array | None
+
+    @classmethod
+    def of(cls, weights: Array) -> Support:
+        """The support of a vector of weights."""
+        xp = array_namespace(weights)
+        mask = weights > 0
+        if bool(xp.all(mask)):
+            return cls(mask, None, None)
+        return cls(mask, xp.nonzero(mask)[0], xp.nonzero(~mask)[0])
+
+    def restrict(self, values: Array) -> Array:
+        """The entries of `values` (size, ...) on the support."""
+        return values if self.indices is None else array_namespace(values).take(values, self.indices, axis=0)
+
+    def merge(self, values: Array, others: Array) -> Array:
+        """The inverse of `restrict`: `values` on the support, `others` off it, in their original order."""
+        if self.indices is None:
+            return values
+        xp = array_namespace(values)
+        order = xp.argsort(xp.concat([self.indices, self.dropped]))
+        return xp.take(xp.concat([values, others]), order, axis=0)
+
+    def expand(self, values: Array) -> Array:
+        """As `merge`, with zeros off the support."""
+        if self.dropped is None:
+            return values
+        shape = (self.dropped.shape[0], *values.shape[1:])
+        zeros = array_namespace(values).zeros(shape, dtype=values.dtype, device=device(values))
+        return self.merge(values, zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class OTProblem:
+    """Entropic optimal transport between positive weights of unit mass.
+
+    Attributes
+    ----------
+    a, b : (n,), (m,) float64 arrays
+        Positive weights, each of sum 1.
+    geometry : Geometry
+        The cost between the points that carry weight.
+    reg : float
+        Regularisation, in units of the cost; 0 for the exact method.
+    tol : float
+        L1 error of both marginals together, relative to the mass.
+    mass : float
+        The mass that the user's weights have.
+    dtype
+        Floating dtype of the user's data, and of what is returned.
+    sources, targets : Support
+        Where the user's weights are positive.
+    whole : Geometry
+        The user's geometry, with the points of zero weight.
+    """
+
+    a: Array
+    b: Array
+    geometry: Geometry
+    reg: float
+    tol: float
+    mass: float
+    dtype: Any
+    sources: Support
+    targets: Support
+    whole: Geometry
+
+    @property
+    def xp(self) -> ModuleType:
+        """Array namespace of all arrays."""
+        return self.geometry.xp
+
+    @property
+    def rounding_floor(self) -> float:
+        """The marginal error that double precision leaves: eps times the largest exponent, C/reg."""
+        low, high = self.geometry.bounds
+        return float(np.finfo(np.float64).eps) * (1.0 + max(abs(low), abs(high)) / max(self.reg, 1e-300))
+
+
+def make_geometry(C: Any) -> Geometry:  # noqa: N803
+    """`C` itself if it is a geometry, else a `DenseCost`."""
+    return C if isinstance(C, Geometry) else DenseCost(C)
+
+
+def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float | None) -> OTProblem:
+    """Check the weights, drop those that are zero and scale the rest to unit mass.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `solve_ot` documents them.
+    """
+    given = {name: as_array(w, name) for name, w in (("a", a), ("b", b)) if w is not None}
+    data = geometry.matrix if isinstance(geometry, DenseCost) else geometry.x  # type: ignore[attr-defined]
+    xp = common_namespace({**given, "C": data})
+    dtype = xp.result_type(*given.values(), geometry.dtype)
+    single = dtype == xp.float32
+    weights, masses = {}, {}
+    for name, size in zip("ab", geometry.shape, strict=True):
+        if name in given:
+            weights[name], masses[name] = _check_weights(xp, given[name], name, size, geometry.shape)
+        else:
+            weights[name], masses[name] = xp.full((size,), 1.0 / size, dtype=xp.float64, device=geometry.device), None
+    mass = _common_mass(masses["a"], masses["b"], 1e-4 if single else 1e-6)
+    sources, targets = Support.of(weights["a"]), Support.of(weights["b"])
+    restricted = geometry.restrict(sources.indices, targets.indices)
+    problem = OTProblem(
+        a=sources.restrict(weights["a"]),
+        b=targets.restrict(weights["b"]),
+        geometry=restricted,
+        reg=reg,
+        tol=(1e-5 if single else 1e-9) if tol is None else tol,
+        mass=mass,
+        dtype=dtype,
+        sources=sources,
+        targets=targets,
+        whole=geometry,
+    )
+    if restricted.has_forbidden_pairs:
+        _require_feasible(problem)
+    return problem
+
+
+def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tuple[int, int]) -> tuple[Array, float]:
+    """Return the weights, scaled to sum 1, and their sum."""
+    if len(given.shape) != 1:
+        msg = f"{name} must be one-dimensional, got shape {tuple(given.shape)}"
+        raise ValueError(msg)
+    if given.shape[0] != size:
+        msg = f"{name} has {given.shape[0]} weights, but C has shape {shape}: a needs one per row, b one per column"
+        raise ValueError(msg)
+    weights = xp.astype(given, xp.float64)
+    for bad, what in ((xp.isnan(weights), "NaN"), (xp.isinf(weights), "infinite"), (weights < 0, "negative")):
+        if bool(xp.any(bad)):
+            index = int(xp.argmax(xp.astype(bad, xp.int64)))
+            msg = f"{name} must hold finite weights >= 0, but {name}[{index}] is {what} ({float(weights[index])!r})"
+            raise ValueError(msg)
+    largest = float(xp.max(weights))
+    total = float(xp.sum(weights / largest)) * largest if largest > 0 else 0.0
+    if not 0 < total < float("inf"):
+        msg = f"{name} must have positive, finite total mass, got {total!r}"
+        raise ValueError(msg)
+    # A weight so small that its logarithm overflows double precision carries nothing.
+    scaled = weights / total
+    return xp.where(scaled >= float(np.finfo(np.float64).tiny), scaled, xp.zeros_like(scaled)), total
+
+
+def _common_mass(of_a: float | None, of_b: float | None, tolerance: float) -> float:
+    """The mass of both sides; uniform weights take the mass of the other side."""
+    if of_a is None or of_b is None:
+        return of_a or of_b or 1.0
+    if abs(of_a - of_b) > tolerance * max(of_a, of_b):
+        msg = (
+            f"a and b must have equal mass, got sum(a) = {of_a!r} and sum(b) = {of_b!r}: rescale one of them "
+            f"(a relative difference up to {tolerance:g} is rescaled here)"
+        )
+        raise ValueError(msg)
+    return of_a
+
+
+def _require_feasible(problem: OTProblem) -> None:
+    """Refuse forbidden pairs that leave no plan: a maximum flow through the allowed pairs must move the whole mass.
+
+    Weights are rounded down to multiples of 2^-30 for the flow; a shortfall that this rounding explains is let through.
+    """
+    matrix = to_numpy(problem.geometry.rows(0, problem.geometry.shape[0]))
+    allowed = np.isfinite(matrix)
+    for axis, name, support in ((1, "a", problem.sources), (0, "b", problem.targets)):
+        blocked = ~allowed.any(axis=axis)
+        if blocked.any():
+            index = int(np.argmax(blocked))
+            original = index if support.indices is None else int(support.indices[index])
+            side = "row" if name == "a" else "column"
+            msg = f"C forbids every pair of {side} {original}, but {name}[{original}] is positive: no plan is feasible"
+            raise ValueError(msg)
+    n, m = allowed.shape
+    unit = 2**30
+    supply = np.floor(to_numpy(problem.a) * unit).astype(np.int32)
+    demand = np.floor(to_numpy(problem.b) * unit).astype(np.int32)
+    i, j = np.nonzero(allowed)
+    tail = np.concatenate([np.zeros(n, np.int64), 1 + i, 1 + n + np.arange(m)])
+    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)])
+    capacity = np.concatenate([supply, np.minimum(supply[i], demand[j]), demand])
+    graph = sparse.csr_array((capacity, (tail, head)), shape=(n + m + 2, n + m + 2), dtype=np.int32)
+    moved = maximum_flow(graph, 0, n + m + 1).flow_value
+    if moved < min(int(supply.sum()), int(demand.sum())) - (n + m):
+        msg = (
+            f"the forbidden pairs of C (+inf) leave no feasible plan: at most {moved / unit:.6g} of the mass can be moved. "
+            "Allow more pairs, or replace +inf by a large finite cost"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,228 @@
+"""The result of `solve_ot`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from otbilevel._core.array import Array, as_array, common_namespace
+from otbilevel._core.monitor import Monitor
+from otbilevel._core.result import Result, Status
+from otbilevel.ot.plan import EntropicPlan, Plan
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.row_plan import Work
+
+
+@dataclass(eq=False, repr=False)
+class OTResult(Result):
+    """What `solve_ot` returns. The heavy things are computed on first access; for that the cost is kept by reference.
+
+    The plan is P_ij = a_i b_j exp((f_i + g_j - C_ij) / reg), the minimiser of <P, C> + reg KL(P | a b^T) with
+    KL(P | Q) = sum P log(P/Q) - P + Q. After ``method="exact"`` it is a sparse optimal plan instead, `reg` is 0, the formula does not apply,
+    and f, g are optimal potentials of the linear program.
+
+    Attributes
+    ----------
+    f, g : (n,), (m,) arrays
+        Potentials in units of the cost, with <a, f> = <b, g>; at points of zero weight their c-transforms, always finite.
+        For float32 data they are rounded on return, while the plan and the figures belong to the unrounded ones.
+    potentials : tuple
+        ``(f, g)``.
+    reg : float
+        Regularisation in use.
+    value, value_linear, dual_value : float
+        <P, C> + reg KL(P | a b^T); <P, C>; and the dual objective <a, f> + <b, g> - reg (sum P - sum a b^T).
+    gap : float
+        With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) - dual_value >= 0: it tends to 0 with convergence.
+        Infinite when the correction needs a forbidden pair.
+    gap_exact : float
+        <Q, C> minus the value of feasible potentials of *unregularised* transport: <Q, C> is within `gap_exact` of the exact optimum.
+        It stays of the order of reg.
+    marginal_error : float
+        (||P 1 - a||_1 + ||P' 1 - b||_1) / mass, from a sweep over the returned plan in full precision.
+    marginals : tuple
+        ``(P 1, P' 1)``.
+    nit, nit_newton, nsweep : int
+        All iterations (Sinkhorn and Newton, over all levels of regularisation); Newton steps among them; passes over the cost
+        with an exponential per entry.
+    success, status, message
+        Whether, why and with what advice the solver stopped.
+    method : str
+        The method that ran; after ``method="auto"`` the one that was chosen.
+    history : dict of (nit,) ndarray
+        Per iteration ``"marginal_error"`` (of the current level), ``"reg"`` (of that level), ``"seconds"``.
+    """
+
+    marginal_error: float
+    reg: float
+    nit: int
+    nit_newton: int
+    nsweep: int
+    success: bool
+    status: Status
+    message: str
+    method: str
+    history: dict[str, np.ndarray]
+    _plan: Plan
+    _tol: float = field(repr=False)
+    _summary = ("message", "success", "status", "method", "reg", "marginal_error", "nit", "nit_newton", "nsweep", "f", "g")
+
+    @cached_property
+    def potentials(self) -> tuple[Array, Array]:
+        """``(f, g)``."""
+        return self._plan.potentials()
+
+    @property
+    def f(self) -> Array:
+        """Row potentials, shape (n,)."""
+        return self.potentials[0]
+
+    @property
+    def g(self) -> Array:
+        """Column potentials, shape (m,)."""
+        return self.potentials[1]
+
+    @cached_property
+    def value(self) -> float:
+        """<P, C> + reg KL(P | a b^T)."""
+        return self._plan.value()
+
+    @cached_property
+    def value_linear(self) -> float:
+        """<P, C>."""
+        return self._plan.value_linear()
+
+    @cached_property
+    def dual_value(self) -> float:
+        """The dual objective at (f, g)."""
+        return self._plan.dual_value()
+
+    @cached_property
+    def gap(self) -> float:
+        """Duality gap at the rounded plan. First access costs a few passes over the cost."""
+        return self._plan.gap()
+
+    @cached_property
+    def gap_exact(self) -> float:
+        """Certificate against unregularised transport. First access costs a few passes over the cost."""
+        return self._plan.gap_exact()
+
+    @cached_property
+    def plan(self) -> Array:
+        """The plan as an (n, m) array. O(n m) time and memory."""
+        return self._plan.dense()
+
+    @cached_property
+    def sparse_plan(self) -> sparse.csr_array:
+        """The plan as a SciPy CSR array in host memory, without small entries that together hold less than tol of the mass."""
+        return self._plan.csr(self._tol)
+
+    @property
+    def marginals(self) -> tuple[Array, Array]:
+        """``(P 1, P' 1)``."""
+        return self._plan.marginals
+
+    def apply(self, v: Any, axis: int = 1) -> Array:
+        """Multiply the plan by vectors without an n x m array.
+
+        Parameters
+        ----------
+        v : (m,) or (m, k) array for axis 1, (n,) or (n, k) array for axis 0
+            The vectors.
+        axis : {0, 1}
+            The axis of the plan that is summed over: 1 gives P v, 0 gives P' v.
+
+        Returns
+        -------
+        array
+            Shape (n,) or (n, k) for axis 1, (m,) or (m, k) for axis 0.
+
+        Notes
+        -----
+        One sweep, O(n m k) time and O((n + m) k) memory.
+        """
+        if axis not in (0, 1):
+            msg = f"axis must be 0 or 1, got {axis!r}"
+            raise ValueError(msg)
+        return self._plan.apply(self._vectors(v, "v", axis), axis)
+
+    def barycentric_map(self, y: Any) -> Array:
+        """Map every source to the mean of the targets that its mass goes to, sum_j P_ij y_j / sum_j P_ij.
+
+        Parameters
+        ----------
+        y : (m,) or (m, d) array
+            Target points.
+
+        Returns
+        -------
+        (n,) or (n, d) array
+            The images. A source of zero weight is mapped by the conditional plan that its potential defines
+            (after ``method="exact"``, where there is none, to 0).
+        """
+        points = self._vectors(y, "y", 1)
+        xp = self._plan.problem.xp
+        flat = len(points.shape) == 1
+        points = xp.astype(points, xp.float64)
+        means = self._plan.conditional_means(points[:, None] if flat else points)
+        return xp.astype(means[:, 0] if flat else means, self._plan.problem.dtype)
+
+    def _vectors(self, v: Any, name: str, axis: int) -> Array:
+        problem = self._plan.problem
+        vectors = as_array(v, name)
+        common_namespace({name: vectors, "the plan": problem.a})
+        length = problem.whole.shape[axis]
+        if len(vectors.shape) not in (1, 2) or vectors.shape[0] != length:
+            msg = f"{name} must have shape ({length},) or ({length}, k), got {tuple(vectors.shape)}"
+            raise ValueError(msg)
+        return vectors
+
+
+def entropic_result(
+    problem: OTProblem, f: Array, g: Array, *, method: str, monitor: Monitor, work: Work, nit_newton: int = 0
+) -> OTResult:
+    """Certify the potentials (g with reg log b in it) and say how the run ended."""
+    plan = EntropicPlan.certify(problem, f, g)
+    work.sweeps += 1
+    error = plan.marginal_error
+    status = _status(problem, error, monitor)
+    return OTResult(
+        marginal_error=error,
+        reg=problem.reg,
+        nit=monitor.nit,
+        nit_newton=nit_newton,
+        nsweep=work.sweeps,
+        success=status is Status.SUCCESS,
+        status=status,
+        message=_message(problem, status, error, monitor),
+        method=method,
+        history={name: np.asarray(values) for name, values in monitor.history.items()},
+        _plan=plan,
+        _tol=problem.tol,
+    )
+
+
+def _status(problem: OTProblem, error: float, monitor: Monitor) -> Status:
+    if error <= problem.tol:
+        return Status.SUCCESS
+    if not error < float("inf"):
+        return Status.NOT_FINITE
+    return monitor.status or Status.STALLED
+
+
+def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor) -> str:
+    if status is Status.SUCCESS:
+        return f"converged: marginal error {error:.2g} <= tol = {problem.tol:.2g}"
+    floor = problem.rounding_floor
+    advice = {
+        Status.ITERATION_LIMIT: f'the limit max_iter = {monitor.max_iter} is reached: raise it, use method="sns", or raise reg',
+        Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
+        Status.CALLBACK_STOP: "the callback asked to stop",
+        Status.NOT_FINITE: "a number is not finite: rescale C, whose entries divided by reg must stay far below 1e300",
+        Status.STALLED: f"no further progress; double precision allows about {floor:.1g} here: raise tol, or raise reg",
+    }[status]
+    return f"not converged, marginal error {error:.2g} > tol = {problem.tol:.2g}: {advice}"

@@ -1,0 +1,144 @@
+"""The entry function of optimal transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from otbilevel._core import validate
+from otbilevel._core.monitor import Callback, Monitor
+from otbilevel._core.result import report
+from otbilevel.ot.methods import METHODS
+from otbilevel.ot.problem import make_geometry, make_problem
+from otbilevel.ot.result import OTResult
+
+RELATIVE_REG = 1e-3
+"""Default regularisation relative to the range of the cost."""
+
+
+def solve_ot(
+    a: Any,
+    b: Any,
+    C: Any,  # noqa: N803 -- the field's name for the cost
+    *,
+    reg: float | None = None,
+    method: str = "auto",
+    tol: float | None = None,
+    max_iter: int | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    options: Mapping[str, Any] | None = None,
+    raise_on_failure: bool = False,
+) -> OTResult:
+    """Solve an optimal transport problem: minimise <P, C> + reg KL(P | a b^T) over P >= 0 with P 1 = a, P' 1 = b.
+
+    Here KL(P | Q) = sum P log(P/Q) - P + Q, and the minimiser is P_ij = a_i b_j exp((f_i + g_j - C_ij) / reg).
+
+    Parameters
+    ----------
+    a, b : (n,), (m,) array_like or None
+        Non-negative weights of equal mass; None for uniform. A relative difference of mass up to 1e-6 (float32: 1e-4) is rescaled.
+    C : (n, m) array_like or geometry
+        Costs, or a `PointCloud` or `DenseCost`. +inf forbids a pair. All arrays come from one library and live on one device,
+        and so does the result.
+    reg : float, optional
+        Regularisation > 0, in units of the cost; by default 1e-3 times the range of C. ``method="exact"`` takes none.
+    method : {"auto", "sns", "sinkhorn", "exact"}
+        The algorithm; the documentation's table says what each is for.
+    tol : float, optional
+        L1 error of both marginals together, ||P 1 - a||_1 + ||P' 1 - b||_1, relative to the mass. By default 1e-9, for float32 data 1e-5.
+    max_iter : int, optional
+        Limit of all iterations together; each method has its default.
+    callback : callable, optional
+        ``callback(intermediate_result)`` after every iteration, with the fields `f`, `g` (at the points of positive weight, for unit mass,
+        g with reg log b in it), `nit`, `marginal_error` and `reg` (of the present level). Raising `StopIteration` stops.
+        ``method="exact"`` runs in one piece and calls nothing.
+    progress : bool
+        Show a progress bar on stderr.
+    options : dict, optional
+        Settings of the method, see the documentation's table. All but "exact" take ``"time_limit"``, in seconds.
+    raise_on_failure : bool
+        Raise `ConvergenceError` instead of warning when the tolerance is not met.
+
+    Returns
+    -------
+    OTResult
+        Potentials, plan, values and the figures that prove them; heavy ones are computed on first access.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an argument is wrong; the message names it, says what was found and what to do.
+    ConvergenceError
+        When the tolerance is not met and `raise_on_failure` is set.
+
+    Warns
+    -----
+    ConvergenceWarning
+        When the solver stops short of the tolerance. `message` says what to try, and the best iterate is returned.
+
+    Notes
+    -----
+    A dense C is swept in O(n m) per iteration, and "sns", "auto" ("sinkhorn") keep one more n x m array in single (double) precision.
+    A `PointCloud` needs O(n + m) memory, unless its active set is used: then at most 5 % of n m and 2^25 entries.
+
+    References
+    ----------
+    M. Cuturi, Sinkhorn distances, NeurIPS 2013. X. Tang et al., Accelerating Sinkhorn algorithm with sparse Newton iterations, ICLR 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from otbilevel import solve_ot
+    >>> x, y = np.array([0.0, 1.0, 2.0]), np.array([0.5, 2.5])
+    >>> result = solve_ot([0.2, 0.3, 0.5], [0.6, 0.4], (x[:, None] - y[None, :]) ** 2, reg=0.01)
+    >>> result.success, result.marginal_error < 1e-9
+    (True, True)
+    >>> result.plan.round(3) + 0.0
+    array([[0.2, 0. ],
+           [0.3, 0. ],
+           [0.1, 0.4]])
+    """
+    row = METHODS[method]
+    settings = row.make_options(options)
+    geometry = make_geometry(C)
+    tol = None if tol is None else validate.real(tol, "tol", low=0.0)
+    limit = row.max_iter if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
+    if callback is not None and not callable(callback):
+        msg = f"callback must be callable, got {type(callback).__name__}"
+        raise TypeError(msg)
+    strength = _regularisation(reg, method, geometry)
+    problem = make_problem(a, b, geometry, reg=strength, tol=tol)
+    monitor = Monitor(
+        max_iter=limit,
+        time_limit=getattr(settings, "time_limit", None),
+        callback=callback,
+        progress=validate.boolean(progress, "progress"),
+        description=f"solve_ot[{method}]",
+    )
+    try:
+        result = row.solve(problem, settings, monitor)
+    finally:
+        monitor.close()
+    return report(result, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
+
+
+def _regularisation(reg: float | None, method: str, geometry: Any) -> float:
+    if method == "exact":
+        if reg is not None:
+            msg = 'method="exact" is unregularised: leave reg out, or choose another method'
+            raise ValueError(msg)
+        return 0.0
+    if reg is not None:
+        return _positive(reg)
+    low, high = geometry.bounds
+    scale = high - low if high > low else max(abs(high), 1.0)
+    return RELATIVE_REG * scale
+
+
+def _positive(reg: float) -> float:
+    try:
+        return validate.real(reg, "reg", low=0.0, strict=True)
+    except ValueError as error:
+        msg = f'{error}; for unregularised transport use method="exact"'
+        raise ValueError(msg) from None
