@@ -76,9 +76,13 @@ def _direction(plan: RowPlan, b: Array, error: float, rule: NewtonRule, monitor:
     laplacian = plan.laplacian()
     r = b - plan.column_sums
     r = r - laplacian.degree * (xp.sum(r) / xp.sum(laplacian.degree))  # into the range of L
+
+    def l1(v: Array) -> float:
+        return float(xp.sum(xp.abs(v)))
+
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     solution = cg(
-        laplacian, r, preconditioner=laplacian.jacobi, tol=forcing, max_iter=rule.max_cg, norm=_l1, interrupt=monitor.overdue
+        laplacian, r, preconditioner=laplacian.jacobi, tol=forcing, max_iter=rule.max_cg, norm=l1, interrupt=monitor.overdue
     )
     d = solution.x - xp.sort(solution.x)[b.shape[0] // 2]  # the gauge in which most potentials stay
     clipped = float(xp.max(xp.abs(d))) > CLIP
@@ -106,8 +110,3 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
             high, slope_high = length, trial
         length = low + (high - low) * min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
     return 0.0
-
-
-def _l1(v: Array) -> float:
-    xp = array_namespace(v)
-    return float(xp.sum(xp.abs(v)))

@@ -265,7 +265,8 @@ def _relative_entropy(xp, log_p: Array, scaled: Array, added: Array) -> Array:  
     close = p * ((1.0 + excess) * xp.log1p(excess) - excess)
     q = scaled * p + added
     positive = q > 0
-    far = xp.where(positive, q * (xp.log(xp.where(positive, q, xp.ones_like(q))) - log_p) - q + p, p)
+    log_ratio = xp.log(xp.where(positive, q, xp.ones_like(q))) - xp.where(positive, log_p, xp.zeros_like(p))
+    far = q * log_ratio - q + p
     return xp.where(near, close, far)
 
 

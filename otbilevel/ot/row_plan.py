@@ -42,7 +42,16 @@ class Laplacian:
     plan: RowPlan
     weights: Array
     degree: Array
-    squares: Array
+    inverse_diagonal: Array
+
+    @classmethod
+    def of(cls, plan: RowPlan, row_sums: Array, degree: Array, squares: Array) -> Laplacian:
+        """The Laplacian from the moments of K, see `plan_moments`."""
+        xp = array_namespace(degree)
+        # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
+        diagonal = xp.maximum(degree - squares, 1e-9 * degree)
+        inverse = 1.0 / xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))
+        return cls(plan, plan.a / row_sums, degree, inverse)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,9 +64,7 @@ class Laplacian:
 
     def jacobi(self, r: Array) -> Array:
         """Return diag(L)^-1 r."""
-        xp = array_namespace(r)
-        diagonal = xp.maximum(self.degree - self.squares, 1e-9 * self.degree)
-        return r / xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))
+        return self.inverse_diagonal * r
 
 
 class RowPlan(ABC):
@@ -113,6 +120,7 @@ class StoredPlan(RowPlan):
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work, storage: Any) -> None:
         super().__init__(kernels, cost, a, work)
         self._k = storage
+        self._u: Array | None = None  # row scalings since the last sweep
 
     @classmethod
     def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
@@ -123,7 +131,7 @@ class StoredPlan(RowPlan):
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         xp = array_namespace(self.a)
         self.work.sweeps += 1
-        start = None if self.f is None else self.f + self.reg * xp.log(self._u)
+        start = self.f if self._u is None or self.f is None else self.f + self.reg * xp.log(self._u)
         self.g, self.reg = g, reg
         self.f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
@@ -137,7 +145,7 @@ class StoredPlan(RowPlan):
 
     def laplacian(self) -> Laplacian:
         row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a)
-        return Laplacian(self, self.a / row_sums, degree, squares)
+        return Laplacian.of(self, row_sums, degree, squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
@@ -169,7 +177,7 @@ class LazyPlan(RowPlan):
     def laplacian(self) -> Laplacian:
         self.work.sweeps += 1
         row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self.f, self.g, self.reg, self.a)
-        return Laplacian(self, self.a / row_sums, degree, squares)
+        return Laplacian.of(self, row_sums, degree, squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.sweeps += 1

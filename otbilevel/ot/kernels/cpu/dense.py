@@ -10,6 +10,7 @@ from numba import njit
 from otbilevel.ot.kernels.cpu.cost import cost_row
 from otbilevel.ot.kernels.cpu.exp import SUMS, exp32, exp64
 
+LARGEST = np.finfo(np.float64).max
 COMPILE = {"fastmath": SUMS, "nogil": True, "cache": True}
 
 
@@ -98,10 +99,9 @@ def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):  # type: ignor
         for j in range(m):
             p[j] = exp64((f[i] + g[j] - row[j]) * inv_reg)
             s += p[j]
-            spent = p[j] * row[j]
-            t += spent if p[j] > 0.0 else 0.0  # 0 * inf at a forbidden pair
         for j in range(m):
             sums[0, j] += a[i] * p[j]
+            t += p[j] * min(row[j], LARGEST)  # not 0 * inf at a forbidden pair
         row_sums[i] = a[i] * s
         total_cost += a[i] * t
     return total_cost

@@ -14,7 +14,7 @@ SUMS = EXACT | {"reassoc"}
 
 _MAGIC = 6755399441055744.0  # 1.5 * 2^52
 _LOW, _HIGH = -1023 * np.log(2.0), 700.0
-_LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.6931471803691238, 1.9082149292705877e-10
+_LOG2E, _LN2 = 1.4426950408889634, 0.6931471805599453
 # Chebyshev interpolation of degree 10 on |r| <= log(2)/2, relative error 3e-16.
 _C2, _C3, _C4 = 0.5000000000000006, 0.16666666666554314, 0.041666666666573066
 _C5, _C6, _C7 = 0.008333333385699212, 0.001388888893251478, 0.00019841170230570286
@@ -24,12 +24,11 @@ _C1 = 1.0000000000000067
 
 @njit(fastmath=EXACT)
 def exp64(x):  # type: ignore[no-untyped-def]
-    """exp(x) in double precision, relative error 5e-16 for -708 < x < 700; 0 below, exp(700) above."""
-    x = x if x > _LOW else _LOW
-    x = x if x < _HIGH else _HIGH
+    """exp(x) in double precision, relative error 5e-16 (1 + |x|/20) for -708 < x < 700; 0 below, exp(700) above."""
+    x = min(max(x, _LOW), _HIGH)
     shifted = x * _LOG2E + _MAGIC
     k = shifted - _MAGIC
-    r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+    r = x - k * _LN2  # a fused multiply-add: the rounding of log 2 alone remains, 2e-17 k
     p = (((_C10 * r + _C9) * r + _C8) * r + _C7) * r + _C6
     p = ((((p * r + _C5) * r + _C4) * r + _C3) * r + _C2) * r + _C1
     p = p * r + 1.0
@@ -50,8 +49,7 @@ _ONE = _F(1)
 @njit(fastmath=EXACT)
 def exp32(x):  # type: ignore[no-untyped-def]
     """exp(x) in single precision, relative error 1e-7 for -87 < x < 80; 0 below, exp(80) above."""
-    x = x if x > _LOW32 else _LOW32
-    x = x if x < _HIGH32 else _HIGH32
+    x = min(max(x, _LOW32), _HIGH32)
     shifted = x * _LOG2E32 + _MAGIC32
     k = shifted - _MAGIC32
     r = (x - k * _LN2_HIGH32) - k * _LN2_LOW32
