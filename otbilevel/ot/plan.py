@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -17,13 +16,7 @@ from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks, softmax_rows
 from otbilevel.ot.problem import OTProblem
-
-
-class Certificates(NamedTuple):
-    """Figures of the plan Q that `Plan.rounded` describes, for the problem of unit mass."""
-
-    gap: float
-    linear: float
+from otbilevel.ot.rounding import Certificates, certificates
 
 
 class Plan(ABC):
@@ -184,32 +177,7 @@ class EntropicPlan(Plan):
 
     @cached_property
     def _certificates(self) -> Certificates:
-        """Round P to Q with exact marginals; reg KL(Q|P) and <Q, C>.
-
-        Rows, then columns that hold too much are scaled down, and what is then missing is filled in by a plan of rank one
-        (J. Altschuler, J. Weed, P. Rigollet, NeurIPS 2017, Algorithm 2). As Q has the exact marginals,
-        <Q, C> + reg KL(Q | a b^T) - dual value = reg KL(Q | P): a sum of terms >= 0, without cancellation.
-        """
-        p, xp, kernels = self.problem, self.problem.xp, self.problem.geometry.kernels
-        cost, one = p.geometry.cost, xp.ones_like
-        x = xp.minimum(one(p.a), p.a / self.row_sums)
-        f = self.f + p.reg * xp.log(x)
-        columns = kernels.plan_sums(cost, f, self.g, p.reg, p.a)[1]
-        y = xp.minimum(one(p.b), p.b / xp.where(columns > 0, columns, p.b))
-        rows, columns, linear = kernels.plan_sums(cost, f, self.g + p.reg * xp.log(y), p.reg, p.a)
-        missing_a, missing_b = xp.clip(p.a - rows, 0, None), xp.clip(p.b - columns, 0, None)
-        total = float(xp.sum(missing_b))
-        if total > 0:
-            missing_b = missing_b / total
-        gap = 0.0
-        for low, high in row_blocks(p.geometry.shape):
-            block = p.geometry.rows(low, high)
-            log_p = (self.f[low:high, None] + self.g[None, :] - block) / p.reg + xp.log(p.a[low:high, None])
-            added = missing_a[low:high, None] * missing_b[None, :]
-            scaled = x[low:high, None] * y[None, :]
-            gap += float(xp.sum(_relative_entropy(xp, log_p, scaled, added)))
-            linear += float(xp.sum(xp.where(added > 0, added * xp.where(added > 0, block, 0.0 * added), 0.0 * added)))
-        return Certificates(p.reg * gap, linear)
+        return certificates(self.problem, self.f, self.g, self.row_sums)
 
     def dense(self) -> Array:
         p = self.problem
@@ -255,19 +223,6 @@ def user_csr(problem: OTProblem, rows: np.ndarray, columns: np.ndarray, values: 
     j = columns if problem.targets.indices is None else to_numpy(problem.targets.indices)[columns]
     dtype = np.float32 if problem.dtype == problem.xp.float32 else np.float64
     return sparse.csr_array(((problem.mass * values).astype(dtype), (i, j)), shape=problem.whole.shape)
-
-
-def _relative_entropy(xp, log_p: Array, scaled: Array, added: Array) -> Array:  # type: ignore[no-untyped-def]
-    """q log(q/p) - q + p for q = scaled p + added, accurate for q near p and for p that underflows."""
-    p = xp.exp(log_p)
-    near = added < 1e8 * p
-    excess = xp.where(near, scaled - 1.0 + added / xp.where(near, p, xp.ones_like(p)), xp.zeros_like(p))
-    close = p * ((1.0 + excess) * xp.log1p(excess) - excess)
-    q = scaled * p + added
-    positive = q > 0
-    log_ratio = xp.log(xp.where(positive, q, xp.ones_like(q))) - xp.where(positive, log_p, xp.zeros_like(p))
-    far = q * log_ratio - q + p
-    return xp.where(near, close, far)
 
 
 def _soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
