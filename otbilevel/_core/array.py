@@ -109,7 +109,8 @@ def common_namespace(arrays: dict[str, Array]) -> ModuleType:
         found = ", ".join(f"{name}: {where}" for name, where in devices.items())
         msg = f"all arrays must live on one device, got {found}; move them first, nothing is transferred silently"
         raise TypeError(msg)
-    return array_namespace(*arrays.values())
+    namespace: ModuleType = array_namespace(*arrays.values())
+    return namespace
 
 
 def readonly(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The registry: one row per method, from which lookup, messages, the documentation's tables and the test and benchmark matrices come."""
+"""One row per method: lookup, messages, the documentation's tables, the test and the benchmark matrices come from it."""
 
 from __future__ import annotations
 

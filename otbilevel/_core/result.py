@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 
 class Status(IntEnum):
@@ -54,6 +54,9 @@ class Result:
         return "\n".join([f"{type(self).__name__}", *rows])
 
 
+R = TypeVar("R", bound=Result)
+
+
 def _short(value: Any) -> str:
     if isinstance(value, Status):
         return f"{int(value)} ({value.name})"
@@ -63,7 +66,7 @@ def _short(value: Any) -> str:
     return f"array of shape {tuple(shape)}, {value.dtype}" if shape else str(value)
 
 
-def report(result: Any, *, raise_on_failure: bool, stacklevel: int = 3) -> Any:
+def report(result: R, *, raise_on_failure: bool, stacklevel: int = 3) -> R:
     """Return `result`, after one warning (or an error) if it is a failure. A stop that the callback asked for is neither."""
     if result.success or result.status is Status.CALLBACK_STOP:
         return result

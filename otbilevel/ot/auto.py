@@ -39,7 +39,8 @@ class AutoOptions:
 def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResult:  # noqa: ARG001 -- the monitor has the time limit
     """Try a few Sinkhorn passes at the target; stay with them if they converge fast, else follow the path of `sns`.
 
-    The first contraction is often better than the last: Sinkhorn's method gets three times the promised iterations, then it is `sns`, too.
+    The first contraction is often better than the last: Sinkhorn's method gets three times the promised iterations,
+    then it is `sns`, too.
     """
     work = Work()
     plan = sns.make_plan(problem, work)
@@ -78,6 +79,6 @@ class _Trial:
         passes, contraction = len(errors) - 1, errors[-1] / errors[-2] if errors[-2] > 0 else 0.0
         if passes < TRIAL[0]:
             return False
-        missing = math.log(errors[-1] / self.tol) if errors[-1] > self.tol else 0.0
+        missing = max(0.0, math.log(max(errors[-1], 1e-300) / max(self.tol, 1e-16)))
         self.promising = contraction < 1 and passes + missing <= WORTH_WHILE * max(-math.log(max(contraction, 1e-300)), 1e-300)
         return not self.promising or passes >= TRIAL[1] or errors[-1] <= sns.CERTIFIED_FROM

@@ -49,8 +49,13 @@ class Geometry(ABC):
 
     @property
     @abstractmethod
+    def arrays(self) -> dict[str, Array]:
+        """The data by the names of the arguments that gave them."""
+
+    @property
     def device(self) -> Any:
         """Where the data live."""
+        return device(next(iter(self.arrays.values())))
 
     @cached_property
     def kernels(self) -> ModuleType:
@@ -114,15 +119,15 @@ class DenseCost(Geometry):
         self.xp = array_namespace(matrix)
         low, high = float(self.xp.min(matrix)), float(self.xp.max(matrix))
         self._extremes = low, high
-        if not low > -float("inf") or high != high:  # NaN propagates through min and max
+        if not (low > -float("inf") and high >= low):  # NaN propagates through min and max
             _refuse_bad_costs(self.xp, matrix)
         self.matrix = matrix
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
 
     @property
-    def device(self) -> Any:
-        return device(self.matrix)
+    def arrays(self) -> dict[str, Array]:
+        return {"C": self.matrix}
 
     @property
     def has_forbidden_pairs(self) -> bool:
@@ -207,8 +212,8 @@ class PointCloud(Geometry):
             self._unit_x, self._unit_y = _unit(self.xp, self.x, "x"), _unit(self.xp, self.y, "y")
 
     @property
-    def device(self) -> Any:
-        return device(self.x)
+    def arrays(self) -> dict[str, Array]:
+        return {"x": self.x, "y": self.y}
 
     def rows(self, low: int, high: int) -> Array:
         xp = self.xp
@@ -264,7 +269,8 @@ def _refuse_bad_costs(xp: ModuleType, matrix: Array) -> None:
 def _first(xp: ModuleType, mask: Array) -> tuple[int, ...]:
     """Index of the first True of a two-dimensional mask."""
     flat = int(xp.argmax(xp.reshape(xp.astype(mask, xp.int64), (-1,))))
-    return divmod(flat, mask.shape[1])
+    row, column = divmod(flat, int(mask.shape[1]))
+    return row, column
 
 
 def _unit(xp: ModuleType, points: Array, name: str) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 
 import numpy as np
 from scipy import sparse
@@ -191,9 +192,7 @@ class EntropicPlan(Plan):
         a = to_numpy(p.a)
         rows, columns, values = [], [], []
         for low, high in row_blocks(p.geometry.shape):
-            block = to_numpy(
-                p.geometry.kernels.plan_rows(p.geometry.cost, self.f, self.g, p.reg, p.a, low, high)
-            )
+            block = to_numpy(p.geometry.kernels.plan_rows(p.geometry.cost, self.f, self.g, p.reg, p.a, low, high))
             i, j = np.nonzero(block > drop * a[low:high, None] / m)
             rows.append(i + low)
             columns.append(j)
@@ -233,7 +232,8 @@ def _soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
     return finite(xp, f)
 
 
-def finite(xp, f: Array) -> Array:  # type: ignore[no-untyped-def]
+def finite(xp: ModuleType, f: Array) -> Array:
+    """The same with 0 for what is not finite: the potential of a point whose pairs are all forbidden."""
     return xp.where(xp.isfinite(f), f, xp.zeros_like(f))
 
 

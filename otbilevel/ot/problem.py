@@ -121,11 +121,11 @@ def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float |
         As `solve_ot` documents them.
     """
     given = {name: as_array(w, name) for name, w in (("a", a), ("b", b)) if w is not None}
-    data = geometry.matrix if isinstance(geometry, DenseCost) else geometry.x  # type: ignore[attr-defined]
-    xp = common_namespace({**given, "C": data})
+    xp = common_namespace({**given, **geometry.arrays})
     dtype = xp.result_type(*given.values(), geometry.dtype)
     single = dtype == xp.float32
-    weights, masses = {}, {}
+    weights: dict[str, Array] = {}
+    masses: dict[str, float | None] = {}
     for name, size in zip("ab", geometry.shape, strict=True):
         if name in given:
             weights[name], masses[name] = _check_weights(xp, given[name], name, size, geometry.shape)

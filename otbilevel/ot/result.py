@@ -21,9 +21,9 @@ from otbilevel.ot.row_plan import Work
 class OTResult(Result):
     """What `solve_ot` returns. The heavy things are computed on first access; for that the cost is kept by reference.
 
-    The plan is P_ij = a_i b_j exp((f_i + g_j - C_ij) / reg), the minimiser of <P, C> + reg KL(P | a b^T) with
-    KL(P | Q) = sum P log(P/Q) - P + Q. After ``method="exact"`` it is a sparse optimal plan instead, `reg` is 0, the formula does not apply,
-    and f, g are optimal potentials of the linear program.
+    The plan is P_ij = a_i b_j exp((f_i + g_j - C_ij) / reg), the minimiser of <P, C> + reg KL(P | a b^T) with KL(P |
+    Q) = sum P log(P/Q) - P + Q. After ``method="exact"`` it is a sparse optimal plan instead, `reg` is 0, the formula
+    does not apply, and f, g are optimal potentials of the linear program.
 
     Attributes
     ----------
@@ -40,8 +40,8 @@ class OTResult(Result):
         With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) - dual_value >= 0: it tends to 0 with convergence.
         Infinite when the correction needs a forbidden pair.
     gap_exact : float
-        <Q, C> minus the value of feasible potentials of *unregularised* transport: <Q, C> is within `gap_exact` of the exact optimum.
-        It stays of the order of reg.
+        <Q, C> minus the value of feasible potentials of *unregularised* transport: <Q, C> is within `gap_exact` of
+        the exact optimum. It stays of the order of reg.
     marginal_error : float
         (||P 1 - a||_1 + ||P' 1 - b||_1) / mass, from a sweep over the returned plan in full precision.
     marginals : tuple

@@ -74,8 +74,8 @@ def _relative_entropy(xp: ModuleType, log_p: Array, scaled: Array, added: Array)
 def _along_tree(problem: OTProblem, f: Array, g: Array) -> Certificates:
     """Send what is missing along the spanning tree of the allowed pairs whose entries of P are largest.
 
-    A plan of rank one would put mass on forbidden pairs. Across every cut the tree holds the largest entry of P, so that it can give
-    the most; if even that is too little, no certificate is found.
+    A plan of rank one would put mass on forbidden pairs. Across every cut the tree holds the largest entry of P, so
+    that it can give the most; if even that is too little, no certificate is found.
     """
     n, m = problem.geometry.shape
     cost = to_numpy(problem.geometry.rows(0, n))

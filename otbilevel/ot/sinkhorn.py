@@ -23,8 +23,9 @@ class SinkhornOptions:
     Attributes
     ----------
     relaxation : float
-        Over-relaxation exponent w in (0, 2): u <- u^(1-w) (a / K v)^w, and the same for v. 1 is Sinkhorn's method; between 1 and 2 it
-        needs fewer iterations near the solution (A. Thibault et al., arXiv:1711.01851) but may diverge from a far start.
+        Over-relaxation exponent w in (0, 2): u <- u^(1-w) (a / K v)^w, and the same for v. 1 is Sinkhorn's method;
+        between 1 and 2 it needs fewer iterations near the solution (A. Thibault et al., arXiv:1711.01851) but may
+        diverge from a far start.
     time_limit : float, optional
         Seconds of wall time.
     """
@@ -55,9 +56,7 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     return entropic_result(problem, plan.f, plan.g, method="sinkhorn", monitor=monitor, work=work)
 
 
-def iterate(
-    plan: RowPlan, problem: OTProblem, monitor: Monitor, *, relaxation: float = 1.0, at_most: float = float("inf")
-) -> None:
+def iterate(plan: RowPlan, problem: OTProblem, monitor: Monitor, *, relaxation: float = 1.0, at_most: float = float("inf")) -> None:
     """Iterate from a swept `plan` until the tolerance is met, the monitor says stop, or `at_most` iterations are done.
 
     `plan` is left swept at the last iterate.
@@ -93,7 +92,8 @@ def scale(
 ) -> tuple[Array, list[float]]:
     """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v exceeds `reach`.
 
-    Entries of K below exp(-708) (single precision: exp(-88)) are stored as zero; while log v stays below `reach` they cannot matter.
+    Entries of K below exp(-708) (single precision: exp(-88)) are stored as zero; while log v stays below `reach` they
+    cannot matter.
 
     Returns
     -------

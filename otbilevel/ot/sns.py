@@ -1,16 +1,19 @@
 """Sinkhorn-Newton-Sparse: a path of Sinkhorn passes in reg, then Newton's method on the semi-dual, sparse where that pays.
 
-X. Tang, M. Shavlovsky, H. Rahmanian, E. Tardini, K. K. Thekumparampil, T. Xiao, L. Ying, Accelerating Sinkhorn algorithm with sparse
-Newton iterations, ICLR 2024 (arXiv:2401.12253) warms up with a fixed number of Sinkhorn steps and then solves with a globally thresholded
-Hessian. Made robust, the two stages become:
+X. Tang, M. Shavlovsky, H. Rahmanian, E. Tardini, K. K. Thekumparampil, T. Xiao, L. Ying, Accelerating Sinkhorn
+algorithm with sparse Newton iterations, ICLR 2024 (arXiv:2401.12253) warms up with a fixed number of Sinkhorn steps
+and then solves with a globally thresholded Hessian. Made robust, the two stages become:
 
-1. *Path.* reg falls from an eighth of the cost's range to its target by factors of 2 or 4, with a few cheap scaling passes at each level
-   and the potentials extrapolated linearly in reg. The measured contraction says how hard a level is: hard levels get Newton steps and a
-   smaller factor.
-2. *Newton.* Steps L x = b - c, d = reg x on the semi-dual (see `row_plan`), by conjugate gradients with a Jacobi preconditioner on a
-   plan stored in single precision whose Laplacian is exact, so that no accuracy is lost. Where less than 5 % of the entries carry all
-   but a fraction of tol of the mass, the plan is restricted to them. Long steps are clipped componentwise; the line search looks at
-   the slope, because values of the dual drown in rounding long before the marginals are exact.
+1. *Path.* reg falls from an eighth of the cost's range to its target by factors of 2 or 4, with a few cheap scaling
+passes at each level
+   and the potentials extrapolated linearly in reg. The measured contraction says how hard a level is: hard levels get
+   Newton steps and a smaller factor.
+2. *Newton.* Steps L x = b - c, d = reg x on the semi-dual (see `row_plan`), by conjugate gradients with a Jacobi
+preconditioner on a
+   plan stored in single precision whose Laplacian is exact, so that no accuracy is lost. Where less than 5 % of the
+   entries carry all but a fraction of tol of the mass, the plan is restricted to them. Long steps are clipped
+   componentwise; the line search looks at the slope, because values of the dual drown in rounding long before the
+   marginals are exact.
 3. *Certificate.* The last steps use double precision over the whole of C.
 
 A run that stalls is repeated with a tighter path.
@@ -119,7 +122,8 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
 
 def solve_robust(plan: RowPlan, problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult:
     """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in."""
-    steps, best = 0, None
+    steps = 0
+    best: tuple[float, Array, Array] | None = None
     for schedule in SCHEDULES:
         steps += run(plan, problem, schedule, options.active_density, monitor)
         error = marginal_error(plan, problem.b)
@@ -127,6 +131,7 @@ def solve_robust(plan: RowPlan, problem: OTProblem, options: SNSOptions, monitor
             best = error, plan.f, plan.g
         if error <= problem.tol or monitor.stopped or error <= 100 * problem.rounding_floor:
             break
+    assert best is not None  # there is at least one schedule
     _, f, g = best
     return entropic_result(problem, f, g, method="sns", monitor=monitor, work=plan.work, nit_newton=steps)
 
@@ -144,10 +149,10 @@ def run(plan: RowPlan, problem: OTProblem, schedule: Schedule, active_density: f
     far = error > CERTIFIED_FROM
     plan.sweep(g, problem.reg, single=far)
     if far and not monitor.stopped:
-        sparse_steps = on_active_set(plan, problem, active_density, monitor) if schedule.active else None
-        if sparse_steps is None:
-            sparse_steps = newton(plan, problem.b, replace(schedule.final, single=True), monitor)
+        sparse_steps, solved = on_active_set(plan, problem, active_density if schedule.active else 0.0, monitor)
         steps += sparse_steps
+        if not solved:
+            steps += newton(plan, problem.b, replace(schedule.final, single=True), monitor)
         plan.sweep(plan.g, problem.reg)
     certified = NewtonRule(tol=problem.tol, max_steps=schedule.final.max_steps, max_cg=schedule.final.max_cg)
     return steps + newton(plan, problem.b, certified, monitor)
@@ -200,33 +205,39 @@ class _LevelRule:
         return contraction >= 1 or passes + math.log(target / errors[-1]) / math.log(contraction) > at_most
 
 
-def on_active_set(plan: RowPlan, problem: OTProblem, density: float, monitor: Monitor) -> int | None:
-    """Newton's method on the entries that carry the mass. Leaves `plan` swept in single precision; None when they are too many.
+def on_active_set(plan: RowPlan, problem: OTProblem, density: float, monitor: Monitor) -> tuple[int, bool]:
+    """Newton's method on the entries that carry the mass; leaves `plan` swept in single precision.
 
-    Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that 0.14 tol. The margin
-    keeps this true while the potentials drift by less than it; then the set is made anew. The sweep over the whole of C
-    that follows is the check.
+    Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
+    0.14 tol. The margin keeps this true while the potentials drift by less than it; then the set is made anew. The
+    sweep over the whole of C that follows is the check.
+
+    Returns
+    -------
+    steps : int
+        Newton steps taken.
+    solved : bool
+        False when there are too many entries for sparse steps to pay.
     """
-    kernels, geometry = plan.kernels, problem.geometry
+    kernels, geometry, steps = plan.kernels, problem.geometry, 0
     n, m = geometry.shape
-    if kernels.sparse_kernels is None or density == 0:
-        return None
-    theta = math.log(m / problem.tol) + 2.0 + DRIFT_MARGIN
-    margin, steps = DRIFT_MARGIN * problem.reg, 0
-    for _ in range(8):
-        pattern = kernels.active_set(geometry.cost, plan.f, plan.g, -theta * problem.reg, min(density * n * m, MAX_ACTIVE))
+    most = min(density * n * m, MAX_ACTIVE) if kernels.sparse_kernels is not None else 0
+    margin = DRIFT_MARGIN * problem.reg
+    theta = math.log(m / max(problem.tol, 1e-16)) + 2.0 + DRIFT_MARGIN
+    for _ in range(8 if most > 0 else 0):
+        pattern = kernels.active_set(geometry.cost, plan.f, plan.g, -theta * problem.reg, most)
         if pattern is None:
-            return None if steps == 0 else steps + newton(plan, problem.b, NewtonRule(1e-3, 30, single=True), monitor)
+            return steps, False
         active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, plan.work, None)
         active.sweep(plan.g, problem.reg)
         drifted = partial(_drifted, active, plan.f, plan.g, margin)
         rule = NewtonRule(tol=0.3 * problem.tol, max_steps=30, max_cg=2000, abandon=drifted)
         steps += newton(active, problem.b, rule, monitor)
-        finished = not drifted() or monitor.stopped
+        settled = not drifted() or monitor.stopped
         plan.sweep(active.g, problem.reg, single=True)
-        if finished:
-            break
-    return steps
+        if settled:
+            return steps, True
+    return steps, most > 0
 
 
 def _drifted(plan: RowPlan, f: Array, g: Array, margin: float) -> bool:

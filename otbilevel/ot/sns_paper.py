@@ -8,6 +8,7 @@ largest entries of P, over the whole matrix, and solves by conjugate gradients; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from otbilevel.linalg import cg
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
 from otbilevel.ot.row_plan import StoredPlan, Work
+from otbilevel.ot.sinkhorn import marginal_error
 
 CG_TOLERANCE = 1e-10
 ARMIJO, SHRINK, MAX_BACKTRACKS = 1e-4, 0.5, 40
@@ -54,48 +56,59 @@ def solve(problem: OTProblem, n_sinkhorn: int, hessian_density: float | None, mo
 
     O(n m) memory for the plan.
     """
-    xp, work, reg = problem.xp, Work(), problem.reg
-    geometry = problem.geometry
-    n, m = geometry.shape
+    xp, work = problem.xp, Work()
+    n, m = problem.geometry.shape
     share = 3.0 / min(n, m) if hessian_density is None else hessian_density
     keep = min(n * m, max(1, int(np.ceil(share * n * m))))
-    warm_up = StoredPlan.dense(geometry, problem.a, work, single=False)
-    y = xp.zeros_like(problem.b)
-    for _ in range(n_sinkhorn):
-        warm_up.sweep(y, reg)
-        error = float(xp.sum(xp.abs(warm_up.column_sums - problem.b)))
-        y = y + reg * (xp.log(problem.b) - xp.log(xp.clip(warm_up.column_sums, 1e-300, None)))
-        if not monitor.record(lambda: {"f": warm_up.f, "g": y}, marginal_error=error, reg=reg, cg=0) or error <= problem.tol:
-            break
-    warm_up.sweep(y, reg)
-    z = xp.concat([warm_up.f + reg * xp.log(problem.a), y])
-    target = xp.concat([problem.a, problem.b])
+    z = _warm_up(problem, n_sinkhorn, work, monitor)
     steps, plan = 0, _plan(problem, z, work)
-    while True:
-        sums = xp.concat([xp.sum(plan, axis=1), xp.sum(plan, axis=0)])
-        gradient = target - sums
-        error = float(xp.sum(xp.abs(gradient)))
-        if error <= problem.tol or monitor.stopped:
-            break
-        hessian = SparsifiedHessian(sums[:n], sums[n:], _largest(xp, plan, keep), xp)
+    gradient, error = _gradient(problem, plan)
+    while error > problem.tol and not monitor.stopped:
+        hessian = SparsifiedHessian(xp.sum(plan, axis=1), xp.sum(plan, axis=0), _largest(xp, plan, keep), xp)
         solution = cg(hessian, gradient, tol=CG_TOLERANCE, interrupt=monitor.overdue)
-        moved = _backtrack(problem, z, reg * solution.x, gradient, plan, work)
+        moved = _backtrack(problem, z, problem.reg * solution.x, gradient, plan, work)
         if moved is None:
             break
         z, plan = moved
         steps += 1
-        monitor.record(
-            lambda z=z: {"f": z[:n] - reg * xp.log(problem.a), "g": z[n:]}, marginal_error=error, reg=reg, cg=solution.nit
-        )
-    f = z[:n] - reg * xp.log(problem.a)
-    return entropic_result(problem, f, z[n:], method="sns", monitor=monitor, work=work, nit_newton=steps)
+        gradient, error = _gradient(problem, plan)
+        monitor.record(partial(_potentials, problem, z), marginal_error=error, reg=problem.reg, cg=solution.nit)
+    return entropic_result(problem, **_potentials(problem, z), method="sns", monitor=monitor, work=work, nit_newton=steps)
+
+
+def _warm_up(problem: OTProblem, n_sinkhorn: int, work: Work, monitor: Monitor) -> Array:
+    """Sinkhorn steps from 0; return (x, y)."""
+    xp, reg = problem.xp, problem.reg
+    plan = StoredPlan.dense(problem.geometry, problem.a, work, single=False)
+    y = xp.zeros_like(problem.b)
+    for _ in range(n_sinkhorn):
+        plan.sweep(y, reg)
+        error = marginal_error(plan, problem.b)
+        y = y + reg * (xp.log(problem.b) - xp.log(xp.clip(plan.column_sums, 1e-300, None)))
+        go_on = monitor.record(partial(dict, f=plan.f, g=plan.g), marginal_error=error, reg=reg, cg=0)
+        if not go_on or error <= problem.tol:
+            break
+    plan.sweep(y, reg)
+    return xp.concat([plan.f + reg * xp.log(problem.a), y])
+
+
+def _potentials(problem: OTProblem, z: Array) -> dict[str, Array]:
+    """The library's potentials: in the paper's, x carries the weight a, too."""
+    n = problem.a.shape[0]
+    return {"f": z[:n] - problem.reg * problem.xp.log(problem.a), "g": z[n:]}
+
+
+def _gradient(problem: OTProblem, plan: Array) -> tuple[Array, float]:
+    """(a - P 1, b - P' 1), and its L1 norm."""
+    xp = problem.xp
+    gradient = xp.concat([problem.a - xp.sum(plan, axis=1), problem.b - xp.sum(plan, axis=0)])
+    return gradient, float(xp.sum(xp.abs(gradient)))
 
 
 def _plan(problem: OTProblem, z: Array, work: Work) -> Array:
     work.sweeps += 1
     geometry, n = problem.geometry, problem.a.shape[0]
-    f = z[:n] - problem.reg * problem.xp.log(problem.a)
-    return geometry.kernels.plan_rows(geometry.cost, f, z[n:], problem.reg, problem.a, 0, n)
+    return geometry.kernels.plan_rows(geometry.cost, **_potentials(problem, z), reg=problem.reg, a=problem.a, low=0, high=n)
 
 
 def _largest(xp: Any, plan: Array, keep: int) -> Any:
@@ -108,9 +121,7 @@ def _largest(xp: Any, plan: Array, keep: int) -> Any:
     return xp.where(plan >= threshold, plan, xp.zeros_like(plan))
 
 
-def _backtrack(
-    problem: OTProblem, z: Array, d: Array, gradient: Array, plan: Array, work: Work
-) -> tuple[Array, Array] | None:
+def _backtrack(problem: OTProblem, z: Array, d: Array, gradient: Array, plan: Array, work: Work) -> tuple[Array, Array] | None:
     """Halve the step until Armijo's condition holds, up to the rounding of the dual value; None when it never does."""
     xp, reg = problem.xp, problem.reg
     target = xp.concat([problem.a, problem.b])

@@ -8,6 +8,7 @@ from typing import Any
 from otbilevel._core import validate
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import report
+from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.methods import METHODS
 from otbilevel.ot.problem import make_geometry, make_problem
 from otbilevel.ot.result import OTResult
@@ -46,13 +47,14 @@ def solve_ot(
     method : {"auto", "sns", "sinkhorn", "exact"}
         The algorithm; the documentation's table says what each is for.
     tol : float, optional
-        L1 error of both marginals together, ||P 1 - a||_1 + ||P' 1 - b||_1, relative to the mass. By default 1e-9, for float32 data 1e-5.
+        L1 error of both marginals together, ||P 1 - a||_1 + ||P' 1 - b||_1, relative to the mass. By default 1e-9,
+        for float32 data 1e-5.
     max_iter : int, optional
         Limit of all iterations together; each method has its default.
     callback : callable, optional
-        ``callback(intermediate_result)`` after every iteration, with the fields `f`, `g` (at the points of positive weight, for unit mass,
-        g with reg log b in it), `nit`, `marginal_error` and `reg` (of the present level). Raising `StopIteration` stops.
-        ``method="exact"`` runs in one piece and calls nothing.
+        ``callback(intermediate_result)`` after every iteration, with the fields `f`, `g` (at the points of positive
+        weight, for unit mass, g with reg log b in it), `nit`, `marginal_error` and `reg` (of the present level).
+        Raising `StopIteration` stops. ``method="exact"`` runs in one piece and calls nothing.
     progress : bool
         Show a progress bar on stderr.
     options : dict, optional
@@ -79,12 +81,14 @@ def solve_ot(
 
     Notes
     -----
-    A dense C is swept in O(n m) per iteration, and "sns", "auto" ("sinkhorn") keep one more n x m array in single (double) precision.
-    A `PointCloud` needs O(n + m) memory, unless its active set is used: then at most 5 % of n m and 2^25 entries.
+    A dense C is swept in O(n m) per iteration, and "sns", "auto" ("sinkhorn") keep one more n x m array in single
+    (double) precision. A `PointCloud` needs O(n + m) memory, unless its active set is used: then at most 5 % of n m
+    and 2^25 entries.
 
     References
     ----------
-    M. Cuturi, Sinkhorn distances, NeurIPS 2013. X. Tang et al., Accelerating Sinkhorn algorithm with sparse Newton iterations, ICLR 2024.
+    M. Cuturi, Sinkhorn distances, NeurIPS 2013. X. Tang et al., Accelerating Sinkhorn algorithm with sparse Newton
+    iterations, ICLR 2024.
 
     Examples
     --------
@@ -117,13 +121,13 @@ def solve_ot(
         description=f"solve_ot[{method}]",
     )
     try:
-        result = row.solve(problem, settings, monitor)
+        result: OTResult = row.solve(problem, settings, monitor)
     finally:
         monitor.close()
     return report(result, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
 
 
-def _regularisation(reg: float | None, method: str, geometry: Any) -> float:
+def _regularisation(reg: float | None, method: str, geometry: Geometry) -> float:
     if method == "exact":
         if reg is not None:
             msg = 'method="exact" is unregularised: leave reg out, or choose another method'

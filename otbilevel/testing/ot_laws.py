@@ -10,7 +10,15 @@ from otbilevel._core.array import Array, to_numpy
 from otbilevel.ot.result import OTResult
 
 
-def check_ot_result(result: OTResult, a: Array, b: Array, C: Array, *, tol: float | None = None, exact: float | None = None) -> None:  # noqa: N803
+def check_ot_result(
+    result: OTResult,
+    a: Array,
+    b: Array,
+    C: Array,  # noqa: N803 -- the field's name for the cost
+    *,
+    tol: float | None = None,
+    exact: float | None = None,
+) -> None:
     """Assert that a result of entropic transport is what it says.
 
     Parameters
@@ -33,9 +41,10 @@ def check_ot_result(result: OTResult, a: Array, b: Array, C: Array, *, tol: floa
 
     Notes
     -----
-    Checked are: the library and dtype of what is returned; the reported marginal error against that of the plan; the formula of the plan;
-    that P >= 0, and 0 on forbidden pairs; potentials finite and in the documented gauge; `value`, `value_linear`, `dual_value` and both
-    gaps against their definitions; `marginals`, `apply` and `sparse_plan` against the plan. O(n m) memory.
+    Checked are: the library and dtype of what is returned; the reported marginal error against that of the plan; the
+    formula of the plan; that P >= 0, and 0 on forbidden pairs; potentials finite and in the documented gauge;
+    `value`, `value_linear`, `dual_value` and both gaps against their definitions; `marginals`, `apply` and
+    `sparse_plan` against the plan. O(n m) memory.
     """
     a_, b_, cost = (np.asarray(to_numpy(v), dtype=np.float64) for v in (a, b, C))
     mass = a_.sum()
@@ -63,7 +72,9 @@ def check_ot_result(result: OTResult, a: Array, b: Array, C: Array, *, tol: floa
     spent = float(np.sum(plan[plan > 0] * cost[plan > 0]))
     base = (a_[:, None] * b_[None, :])[plan > 0]
     entropy = float(np.sum(plan[plan > 0] * np.log(plan[plan > 0] / base))) - plan.sum() + mass**2
-    scale = mass * (np.abs(cost[np.isfinite(cost)]).max() + result.reg * (1 + abs(np.log(mass))) + np.abs(f).max() + np.abs(g).max())
+    scale = mass * (
+        np.abs(cost[np.isfinite(cost)]).max() + result.reg * (1 + abs(np.log(mass))) + np.abs(f).max() + np.abs(g).max()
+    )
     _close(result.value_linear, spent, "value_linear", atol=10 * eps * scale)
     _close(result.value, spent + result.reg * entropy, "value", atol=1e3 * eps * scale)
     dual = a_ @ f + b_ @ g - result.reg * (plan.sum() - mass**2)
@@ -72,7 +83,10 @@ def check_ot_result(result: OTResult, a: Array, b: Array, C: Array, *, tol: floa
     if exact is not None:
         excess = result.value_linear - exact
         allowance = result.marginal_error * scale + 10 * eps * scale
-        _require(-allowance <= excess <= result.gap_exact + allowance, f"<P, C> exceeds the optimum by {excess}, gap_exact {result.gap_exact}")
+        _require(
+            -allowance <= excess <= result.gap_exact + allowance,
+            f"<P, C> exceeds the optimum by {excess}, gap_exact {result.gap_exact}",
+        )
 
     _check_products(result, plan, a_, b_, eps)
 

@@ -18,7 +18,13 @@ def semi_dual(g, a, b, cost, reg):
 @pytest.fixture
 def points():
     rng = np.random.default_rng(0)
-    return rng.random((21, 2)), rng.random((13, 2)), rng.dirichlet(np.ones(21)), rng.dirichlet(np.ones(13)), rng.standard_normal(13) * 0.1
+    return (
+        rng.random((21, 2)),
+        rng.random((13, 2)),
+        rng.dirichlet(np.ones(21)),
+        rng.dirichlet(np.ones(13)),
+        rng.standard_normal(13) * 0.1,
+    )
 
 
 def fresh(backend, values):

@@ -68,7 +68,8 @@ def test_active_set_is_used_and_changes_nothing():
     """Where few entries carry the mass, steps on them replace steps on all, and the certified plan is the same."""
     problem = FAMILIES["cloud-10d"](400, 0)
     sparse, dense = (
-        solve_ot(problem.a, problem.b, problem.C, reg=2e-4, method="sns", options={"active_density": density}) for density in (0.05, 0.0)
+        solve_ot(problem.a, problem.b, problem.C, reg=2e-4, method="sns", options={"active_density": density})
+        for density in (0.05, 0.0)
     )
     assert sparse.success and dense.success
     assert np.count_nonzero(sparse.plan > 1e-16) < 0.05 * sparse.plan.size

@@ -65,9 +65,7 @@ def plan_moments(plan: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return row_sums, sums[0], sums[1]
 
 
-def lazy_moments(
-    cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lazy_moments(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, m = len(a), len(g)
     row_sums = np.empty(n)
     sums, _ = over_rows(dense.lazy_moments, n, n * m, (2, m), cost, f, g, 1.0 / reg, a, row_sums)
@@ -93,9 +91,7 @@ def plan_rows(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray
     return block
 
 
-def plan_product(
-    cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray, vectors: np.ndarray, axis: int
-) -> np.ndarray:
+def plan_product(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray, vectors: np.ndarray, axis: int) -> np.ndarray:
     n, m, width = len(a), len(g), vectors.shape[1]
     transpose = axis == 0
     out = np.empty((0 if transpose else n, width))

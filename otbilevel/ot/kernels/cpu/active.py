@@ -10,7 +10,7 @@ from otbilevel.ot.kernels.cpu.stored import relaxed
 
 
 @njit(**COMPILE)
-def count(low, high, sums, cost, f, g, threshold, counts):  # type: ignore[no-untyped-def] # noqa: ARG001
+def count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
     """counts_i <- how many pairs of row i have f_i + g_j - C_ij > threshold. Returns their number."""
     m = len(g)
     buffer = np.empty(m)
@@ -26,7 +26,7 @@ def count(low, high, sums, cost, f, g, threshold, counts):  # type: ignore[no-un
 
 
 @njit(**COMPILE)
-def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # type: ignore[no-untyped-def] # noqa: ARG001
+def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
     """Write the columns and costs of the pairs that `count` counted."""
     m = len(g)
     buffer = np.empty(m)
@@ -41,7 +41,7 @@ def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # ty
 
 
 @njit(**COMPILE)
-def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan):  # type: ignore[no-untyped-def]
+def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan):
     """As `dense.softmax_rows`, in double precision and without relaxation."""
     longest = 0
     for i in range(low, high):
@@ -64,7 +64,7 @@ def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, pla
 
 
 @njit(**COMPILE)
-def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):  # type: ignore[no-untyped-def]
+def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):
     """As `stored.scaling_pass`."""
     row_error = 0.0
     for i in range(low, high):
@@ -79,7 +79,7 @@ def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):  
 
 
 @njit(**COMPILE)
-def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):  # type: ignore[no-untyped-def]
+def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):
     """As `stored.laplacian_product`."""
     for i in range(low, high):
         s = 0.0
@@ -92,7 +92,7 @@ def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):  # ty
 
 
 @njit(**COMPILE)
-def plan_moments(low, high, sums, indptr, indices, plan, a, row_sums):  # type: ignore[no-untyped-def]
+def plan_moments(low, high, sums, indptr, indices, plan, a, row_sums):
     """As `stored.plan_moments`."""
     for i in range(low, high):
         s = 0.0

@@ -9,20 +9,20 @@ from otbilevel.ot.kernels.cpu.exp import SUMS
 SQEUCLIDEAN, EUCLIDEAN, CITYBLOCK, COSINE = range(4)
 
 
-def cost_row(cost, i, buffer):  # type: ignore[no-untyped-def]
+def cost_row(cost, i, buffer):
     """Row i of the cost: a view of a stored matrix, or `buffer` filled from the points."""
     raise NotImplementedError  # pragma: no cover -- compiled code calls the overload below
 
 
 @overload(cost_row, jit_options={"fastmath": SUMS})
-def _cost_row(cost, i, buffer):  # type: ignore[no-untyped-def] # noqa: ARG001 -- numba wants the same signature throughout
+def _cost_row(cost, i, buffer):  # noqa: ARG001 -- numba wants the same signature throughout
     if isinstance(cost, types.Array):
         return lambda cost, i, buffer: cost[i]
     return lambda cost, i, buffer: _points_row(cost, i, buffer)
 
 
 @njit(fastmath=SUMS)
-def _points_row(cost, i, buffer):  # type: ignore[no-untyped-def]
+def _points_row(cost, i, buffer):
     """`cost` is (x (n, d), y transposed (d, m), kind); cosine takes points of unit length."""
     x, yt, kind = cost
     m = len(buffer)

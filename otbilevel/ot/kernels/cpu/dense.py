@@ -15,7 +15,7 @@ COMPILE = {"fastmath": SUMS, "nogil": True, "cache": True}
 
 
 @njit(**COMPILE)
-def maximum(values):  # type: ignore[no-untyped-def]
+def maximum(values):
     """Maximum by halving, which overwrites `values`: LLVM does not vectorise a plain running maximum."""
     width = len(values)
     while width > 8:
@@ -30,11 +30,12 @@ def maximum(values):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILE)
-def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, single, store, plan):  # type: ignore[no-untyped-def]
+def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, single, store, plan):
     """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += a_i K_i. Returns the L1 error of the row sums.
 
-    A warm start takes the old f_i as the shift of the exponents, which saves the search for the row's maximum; where that proves too far off
-    the row is done again. `single` takes the exponentials in single precision: twice as fast, relative error 1e-7.
+    A warm start takes the old f_i as the shift of the exponents, which saves the search for the row's maximum; where
+    that proves too far off the row is done again. `single` takes the exponentials in single precision: twice as fast,
+    relative error 1e-7.
     """
     m = len(g)
     x64, x32, buffer = np.empty(m), np.empty(m, np.float32), np.empty(m)
@@ -88,7 +89,7 @@ def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, sing
 
 
 @njit(**COMPILE)
-def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):  # type: ignore[no-untyped-def]
+def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     """Row and column sums (sums[0]) of the plan in full precision, and as return value its cost."""
     m = len(g)
     p, buffer = np.empty(m), np.empty(m)
@@ -108,7 +109,7 @@ def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):  # type: ignor
 
 
 @njit(**COMPILE)
-def plan_rows(low, high, sums, cost, f, g, inv_reg, a, first, block):  # type: ignore[no-untyped-def] # noqa: ARG001
+def plan_rows(low, high, sums, cost, f, g, inv_reg, a, first, block):  # noqa: ARG001
     """block <- the rows first + [low, high) of the plan."""
     m = len(g)
     buffer = np.empty(m)
@@ -120,7 +121,7 @@ def plan_rows(low, high, sums, cost, f, g, inv_reg, a, first, block):  # type: i
 
 
 @njit(**COMPILE)
-def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, out):  # type: ignore[no-untyped-def]
+def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, out):
     """out_ik <- sum_j P_ij vectors_kj, or (transpose) sums_kj += sum_i P_ij vectors_ki."""
     m, width = len(g), len(vectors)
     p, buffer = np.empty(m), np.empty(m)
@@ -142,7 +143,7 @@ def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, ou
 
 
 @njit(**COMPILE)
-def _kernel_row(cost, i, f, g, inv_reg, buffer, k32):  # type: ignore[no-untyped-def]
+def _kernel_row(cost, i, f, g, inv_reg, buffer, k32):
     """k32 <- row i of K in single precision. The same numbers at every call: Laplacian and products agree."""
     row = cost_row(cost, i, buffer)
     for j in range(len(g)):
@@ -152,7 +153,7 @@ def _kernel_row(cost, i, f, g, inv_reg, buffer, k32):  # type: ignore[no-untyped
 
 
 @njit(**COMPILE)
-def lazy_moments(low, high, sums, cost, f, g, inv_reg, a, row_sums):  # type: ignore[no-untyped-def]
+def lazy_moments(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     """As `plan_moments`, with the rows of K computed on the way."""
     m = len(g)
     buffer, k32 = np.empty(m), np.empty(m, np.float32)
@@ -170,7 +171,7 @@ def lazy_moments(low, high, sums, cost, f, g, inv_reg, a, row_sums):  # type: ig
 
 
 @njit(**COMPILE)
-def lazy_product(low, high, sums, cost, f, g, inv_reg, weights, x):  # type: ignore[no-untyped-def]
+def lazy_product(low, high, sums, cost, f, g, inv_reg, weights, x):
     """As `laplacian_product`, with the rows of K computed on the way."""
     m = len(g)
     buffer, k32 = np.empty(m), np.empty(m, np.float32)

@@ -1,8 +1,8 @@
 """Exponentials that LLVM can vectorise: no call, no branch, no table.
 
-exp(x) = 2^k exp(r) with k = round(x / log 2) and |r| <= log(2)/2 (Cody and Waite); k is found by adding and subtracting a number so large
-that the sum has no fraction bits, and 2^k is made by writing k + bias into the exponent field. At the lower clip k + bias is 0: everything
-below underflows to an exact zero, minus infinity included.
+exp(x) = 2^k exp(r) with k = round(x / log 2) and |r| <= log(2)/2 (Cody and Waite); k is found by adding and
+subtracting a number so large that the sum has no fraction bits, and 2^k is made by writing k + bias into the exponent
+field. At the lower clip k + bias is 0: everything below underflows to an exact zero, minus infinity included.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ _C1 = 1.0000000000000067
 
 
 @njit(fastmath=EXACT)
-def exp64(x):  # type: ignore[no-untyped-def]
+def exp64(x):
     """exp(x) in double precision, relative error 5e-16 (1 + |x|/14) for -708 < x < 700; 0 below, exp(700) above."""
     x = min(max(x, _LOW), _HIGH)
     shifted = x * _LOG2E + _MAGIC
@@ -47,7 +47,7 @@ _ONE = _F(1)
 
 
 @njit(fastmath=EXACT)
-def exp32(x):  # type: ignore[no-untyped-def]
+def exp32(x):
     """exp(x) in single precision, relative error 1e-7 for -87 < x < 80; 0 below, exp(80) above."""
     x = min(max(x, _LOW32), _HIGH32)
     shifted = x * _LOG2E32 + _MAGIC32

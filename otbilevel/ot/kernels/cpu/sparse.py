@@ -61,9 +61,7 @@ def scaling_pass(
 def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     pattern, values = plan
     n, m = pattern.shape
-    sums, _ = over_rows(
-        active.laplacian_product, n, len(values), (1, m), pattern.indptr, pattern.indices, values, weights, x
-    )
+    sums, _ = over_rows(active.laplacian_product, n, len(values), (1, m), pattern.indptr, pattern.indices, values, weights, x)
     return sums[0]
 
 
@@ -71,7 +69,5 @@ def plan_moments(plan: ActivePlan, a: np.ndarray) -> tuple[np.ndarray, np.ndarra
     pattern, values = plan
     n, m = pattern.shape
     row_sums = np.empty(n)
-    sums, _ = over_rows(
-        active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, a, row_sums
-    )
+    sums, _ = over_rows(active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, a, row_sums)
     return row_sums, sums[0], sums[1]

@@ -10,7 +10,7 @@ from otbilevel.ot.kernels.cpu.dense import COMPILE
 
 
 @njit(**COMPILE)
-def _dot4(plan, i, v):  # type: ignore[no-untyped-def]
+def _dot4(plan, i, v):
     s0 = s1 = s2 = s3 = 0.0
     for j in range(len(v)):
         s0 += plan[i, j] * v[j]
@@ -21,13 +21,13 @@ def _dot4(plan, i, v):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILE)
-def _add4(plan, i, s0, s1, s2, s3, out):  # type: ignore[no-untyped-def]
+def _add4(plan, i, s0, s1, s2, s3, out):
     for j in range(len(out)):
         out[j] += s0 * plan[i, j] + s1 * plan[i + 1, j] + s2 * plan[i + 2, j] + s3 * plan[i + 3, j]
 
 
 @njit(**COMPILE)
-def _dot(plan, i, v):  # type: ignore[no-untyped-def]
+def _dot(plan, i, v):
     s = 0.0
     for j in range(len(v)):
         s += plan[i, j] * v[j]
@@ -35,20 +35,20 @@ def _dot(plan, i, v):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILE)
-def _add(plan, i, s, out):  # type: ignore[no-untyped-def]
+def _add(plan, i, s, out):
     for j in range(len(out)):
         out[j] += s * plan[i, j]
 
 
 @njit(**COMPILE)
-def relaxed(u, row_sum, relaxation):  # type: ignore[no-untyped-def]
+def relaxed(u, row_sum, relaxation):
     """u^(1 - w) (1 / row_sum)^w."""
     return 1.0 / row_sum if relaxation == 1.0 else u ** (1.0 - relaxation) * row_sum ** (-relaxation)
 
 
 @njit(**COMPILE)
-def scaling_pass(low, high, sums, plan, a, u, v, relaxation):  # type: ignore[no-untyped-def]
-    """u <- relaxed(u, K v), sums[0] += K' (a u): both half steps of Sinkhorn in one read of K. Returns the L1 error of the row sums."""
+def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
+    """u <- relaxed(u, K v), sums[0] += K' (a u): both half steps in one read of K. Returns the L1 error of the row sums."""
     row_error, i = 0.0, low
     while i < high:
         if i + 4 <= high:
@@ -69,7 +69,7 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):  # type: ignore[no
 
 
 @njit(**COMPILE)
-def laplacian_product(low, high, sums, plan, weights, x):  # type: ignore[no-untyped-def]
+def laplacian_product(low, high, sums, plan, weights, x):
     """sums[0] += K' diag(weights) K x."""
     i = low
     while i < high:
@@ -84,7 +84,7 @@ def laplacian_product(low, high, sums, plan, weights, x):  # type: ignore[no-unt
 
 
 @njit(**COMPILE)
-def plan_moments(low, high, sums, plan, a, row_sums):  # type: ignore[no-untyped-def]
+def plan_moments(low, high, sums, plan, a, row_sums):
     """Row sums r of the stored K, sums[0]_j += a_i K_ij, sums[1]_j += a_i K_ij^2 / r_i."""
     m = plan.shape[1]
     for i in range(low, high):

@@ -1,6 +1,7 @@
 """Rows over threads: compiled kernels release the interpreter lock, so plain Python threads run them side by side.
 
-Compared with numba's own threads this needs each kernel compiled only once, may be entered from several user threads at a time, and survives a fork.
+Compared with numba's own threads this needs each kernel compiled only once, may be entered from several user threads
+at a time, and survives a fork.
 """
 
 from __future__ import annotations
