@@ -70,13 +70,8 @@ class Geometry(ABC):
     @cached_property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest finite cost. One pass over the cost, O(n m)."""
-        xp, low, high = self.xp, float("inf"), -float("inf")
-        for first, last in kernels.generic.row_blocks(self.shape):
-            block = self.rows(first, last)
-            finite = xp.isfinite(block)
-            low = min(low, float(xp.min(xp.where(finite, block, xp.full_like(block, float("inf"))))))
-            high = max(high, float(xp.max(xp.where(finite, block, xp.full_like(block, -float("inf"))))))
-        return low, high
+        low, high = self.kernels.cost_bounds(self.cost, self.shape)
+        return float(low), float(high)
 
     @property
     def has_forbidden_pairs(self) -> bool:

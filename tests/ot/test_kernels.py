@@ -56,6 +56,16 @@ def test_rows_of_the_cost(kind, shape):
     np.testing.assert_allclose(block, np.exp(-rows), rtol=1e-14)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", COSTS)
+def test_bounds_of_the_cost(kind, shape, n_threads):
+    geometry = make(kind, shape)
+    rows = geometry.rows(0, shape[0])
+    expected = rows[np.isfinite(rows)].min(), rows[np.isfinite(rows)].max()
+    for kernels, cost in ((cpu, geometry.cost), (generic, geometry)):
+        np.testing.assert_allclose(kernels.cost_bounds(cost, shape), expected, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (130, 70)])
 @pytest.mark.parametrize("kind", COSTS)
 @pytest.mark.parametrize("start", ["cold", "warm", "far off"])

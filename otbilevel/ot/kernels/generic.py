@@ -25,6 +25,16 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
         yield low, min(low + step, n)
 
 
+def cost_bounds(cost: Geometry, shape: tuple[int, int]) -> tuple[float, float]:
+    low, high = float("inf"), -float("inf")
+    for first, last in row_blocks(shape):
+        block = cost.rows(first, last)
+        xp = array_namespace(block)
+        low = min(low, float(xp.min(block)))
+        high = max(high, float(xp.max(xp.where(xp.isfinite(block), block, xp.full_like(block, -float("inf"))))))
+    return low, high
+
+
 def softmax_rows(
     cost: Geometry,
     g: Array,

@@ -18,6 +18,13 @@ Sums = tuple[np.ndarray, np.ndarray, float]
 _NOTHING = np.empty((0, 0), np.float32)
 
 
+def cost_bounds(cost: Any, shape: tuple[int, int]) -> tuple[float, float]:
+    n, m = shape
+    lows, highs = np.empty(n), np.empty(n)
+    over_rows(dense.cost_bounds, n, n * m, (1, 0), cost, m, lows, highs)
+    return float(lows.min()), float(highs.max())
+
+
 def softmax_rows(
     cost: Any,
     g: np.ndarray,

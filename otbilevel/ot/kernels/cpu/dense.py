@@ -30,6 +30,19 @@ def maximum(values):
 
 
 @njit(**COMPILE)
+def cost_bounds(low, high, sums, cost, width, lows, highs):  # noqa: ARG001
+    """lows_i, highs_i <- smallest and largest finite cost of row i; infinite where there is none."""
+    up, down, buffer = np.empty(width), np.empty(width), np.empty(width)
+    for i in range(low, high):
+        row = cost_row(cost, i, buffer)
+        for j in range(width):
+            down[j] = -row[j]
+            up[j] = row[j] if row[j] < np.inf else -np.inf
+        lows[i], highs[i] = -maximum(down), maximum(up)
+    return 0.0
+
+
+@njit(**COMPILE)
 def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, single, store, plan):
     """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += a_i K_i. Returns the L1 error of the row sums.
 
