@@ -12,7 +12,6 @@ from array_api_compat import (
     is_array_api_obj,
     is_numpy_namespace,
     is_torch_array,
-    to_device,
 )
 
 Array = Any
@@ -58,12 +57,8 @@ def as_array(x: Any, name: str) -> Array:
         raise TypeError(msg)
     if isinstance(x, (np.ndarray, np.generic)) or not is_array_api_obj(x):
         x = _numpy(x, name)
-    if is_torch_array(x) and x.requires_grad:
-        msg = (
-            f"{name} is a tensor that requires gradients, which this function does not record: pass {name}.detach(). "
-            "Gradients are the business of the PyTorch bridge, otbilevel.pytorch"
-        )
-        raise TypeError(msg)
+    if is_torch_array(x):
+        _check_tensor(x, name)
     xp = array_namespace(x)
     if xp.isdtype(x.dtype, ("integral", "bool")):
         return xp.astype(x, default_float(xp))
@@ -73,6 +68,18 @@ def as_array(x: Any, name: str) -> Array:
     if x.dtype in (xp.float32, xp.float64):
         return x
     return xp.astype(x, xp.float64 if xp.finfo(x.dtype).bits > 64 else xp.float32)
+
+
+def _check_tensor(x: Any, name: str) -> None:
+    if x.requires_grad:
+        msg = (
+            f"{name} is a tensor that requires gradients, which this function does not record: pass {name}.detach(). "
+            "Gradients are the business of the PyTorch bridge, otbilevel.pytorch"
+        )
+        raise TypeError(msg)
+    if "strided" not in str(x.layout):
+        msg = f"{name} is a sparse tensor, which is not supported: pass a dense one ({name}.to_dense())"
+        raise TypeError(msg)
 
 
 def _numpy(x: Any, name: str) -> np.ndarray:
@@ -88,7 +95,7 @@ def _numpy(x: Any, name: str) -> np.ndarray:
     if converted.dtype.kind not in "fiub":
         msg = f"{name} must hold real numbers, got dtype {converted.dtype}"
         raise TypeError(msg)
-    return converted
+    return converted.astype(converted.dtype.newbyteorder("="), copy=False)
 
 
 def common_namespace(arrays: dict[str, Array]) -> ModuleType:
@@ -133,7 +140,8 @@ def to_numpy(x: Array) -> np.ndarray:
     """
     if isinstance(x, np.ndarray):
         return x
-    if is_torch_array(x) and x.device.type != "cpu":
-        msg = f"this needs arrays in host memory, got a tensor on {x.device}: move it first"
-        raise TypeError(msg)
-    return np.asarray(to_device(x, "cpu") if is_torch_array(x) else x)
+    try:
+        return np.asarray(x)
+    except (TypeError, RuntimeError, BufferError) as error:
+        msg = f"this needs arrays in host memory, got one of {library_name(x)} on {device(x)}: move it first ({error})"
+        raise TypeError(msg) from error

@@ -56,7 +56,8 @@ class Method:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                msg = f"unknown option {key!r} for method {self.name!r}: {hint}Valid options: {', '.join(sorted(known))}"
+                valid = f"Valid options: {', '.join(sorted(known))}" if known else "it takes none"
+                msg = f"unknown option {key!r} for method {self.name!r}: {hint}{valid}"
                 raise TypeError(msg)
         return self.options(**given)
 

@@ -36,6 +36,9 @@ class ConvergenceError(RuntimeError):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.result)
+
 
 class Result:
     """What all results share: `success`, `status` and `message`, and a printout of the fields in `_summary`.

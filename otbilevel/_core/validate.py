@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from typing import Any
 
 
-def real(value: Any, name: str, *, low: float = -math.inf, high: float = math.inf, strict: bool = False) -> float:
-    """Return `value` as a float in [low, high], or in (low, high] when `strict`.
+def real(
+    value: Any,
+    name: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    strict: bool = False,
+    below: float = math.inf,
+) -> float:
+    """Return `value` as a float in [low, high], or in (low, high] when `strict`, that is smaller than `below`.
 
     Raises
     ------
@@ -17,15 +26,18 @@ def real(value: Any, name: str, *, low: float = -math.inf, high: float = math.in
     ValueError
         When it is NaN, infinite or out of range.
     """
-    scalar = _scalar(value)
+    scalar = _scalar(value, name)
     if isinstance(scalar, bool) or not isinstance(scalar, numbers.Real):
         msg = f"{name} must be a real number, got {_describe(value)}"
         raise TypeError(msg)
-    number = float(scalar)
-    if not math.isfinite(number) or not low <= number <= high or (strict and number == low):
+    try:
+        number = float(scalar)
+    except OverflowError:
+        number = math.inf if scalar > 0 else -math.inf  # type: ignore[operator]
+    if not (math.isfinite(number) and low <= number <= high and number < below) or (strict and number == low):
         wanted = f"finite and {'>' if strict else '>='} {low:g}" if low > -math.inf else "finite"
-        if high < math.inf:
-            wanted += f" and <= {high:g}"
+        wanted += f" and <= {high:g}" if high < math.inf else ""
+        wanted += f" and < {below:g}" if below < math.inf else ""
         msg = f"{name} must be {wanted}, got {number!r}"
         raise ValueError(msg)
     return number
@@ -41,7 +53,7 @@ def integer(value: Any, name: str, *, low: int = 0) -> int:
     ValueError
         When it is smaller than `low`.
     """
-    scalar = _scalar(value)
+    scalar = _scalar(value, name)
     if isinstance(scalar, bool) or not isinstance(scalar, numbers.Integral):
         msg = f"{name} must be an integer, got {_describe(value)}"
         raise TypeError(msg)
@@ -67,10 +79,21 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: Any, name: str) -> Any:
     """Unwrap a zero-dimensional array of any library."""
-    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    if getattr(value, "shape", None) != ():
+        return value
+    if getattr(value, "requires_grad", False):
+        msg = f"{name} is a tensor that requires gradients, which are not recorded: pass {name}.item()"
+        raise TypeError(msg)
+    if hasattr(value, "item"):
+        return value.item()
+    try:
+        return operator.index(value)
+    except TypeError:
+        return float(value)
 
 
 def _describe(value: Any) -> str:
-    return f"{value!r} of type {type(value).__name__}" if isinstance(value, (str, bool, type(None))) else type(value).__name__
+    kind = type(value).__name__
+    return f"{value!r} of type {kind}" if isinstance(value, (str, numbers.Number, type(None))) else kind

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core import validate
+from otbilevel._core.array import Array, array_namespace, as_array
 from otbilevel._core.result import Result, Status
 from otbilevel.linalg.operators import LinearOperator
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class CGResult(Result):
     """The outcome of `cg`.
 
@@ -19,7 +22,7 @@ class CGResult(Result):
     x : (n,) array
         The last iterate.
     residual : float
-        Norm of b - A x relative to the norm of b, as the recursion carries it.
+        Norm of b - A x relative to the norm of b: computed afresh at the end, or with ``verify=False`` as the recursion has it.
     negative_curvature : bool
         Whether a direction p with p'Ap <= 0 was met: A is not positive definite there. `x` is the iterate before it.
     nit : int
@@ -40,13 +43,14 @@ class CGResult(Result):
 
 def cg(
     operator: LinearOperator,
-    b: Array,
+    b: Any,
     *,
     preconditioner: Callable[[Array], Array] | None = None,
     tol: float = 1e-6,
     max_iter: int | None = None,
     norm: Callable[[Array], float] | None = None,
     interrupt: Callable[[], bool] | None = None,
+    verify: bool = True,
 ) -> CGResult:
     """Solve A x = b for a symmetric positive (semi-)definite A by preconditioned conjugate gradients.
 
@@ -68,12 +72,20 @@ def cg(
         The norm of the stopping test, by default the Euclidean one.
     interrupt : callable, optional
         Asked before every iteration; True ends the solve with the present iterate and `Status.TIME_LIMIT`.
+    verify : bool
+        Compute the residual afresh at the end, at the cost of one more product, and go on from it where the recursion had drifted
+        away: in rounding the residual of the recursion falls for ever.
 
     Returns
     -------
     CGResult
-        Check `success`: at the iteration limit, at negative curvature and at NaN the last good iterate comes back
-        with the status that says so.
+        Check `success`: at the iteration limit, at negative curvature, at the rounding floor and at NaN the last good iterate
+        comes back with the status that says so.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is wrong; the message names it.
 
     Notes
     -----
@@ -94,52 +106,100 @@ def cg(
     >>> cg(Diagonal(), np.array([1.0, 1.0, 1.0])).x
     array([1.  , 0.5 , 0.25])
     """
+    b = _check(operator, b)
+    tol = validate.real(tol, "tol", low=0.0)
+    limit = 10 * b.shape[0] if max_iter is None else validate.integer(max_iter, "max_iter")
     xp = array_namespace(b)
     measure = norm or _euclidean
-    limit = 10 * b.shape[0] if max_iter is None else max_iter
-    x, r = xp.zeros_like(b), b
+    unit = _power_of_two(float(xp.max(xp.abs(b))))  # squares must not over- or underflow
+    b = b / unit
     scale = size = measure(b)
-    z = r if preconditioner is None else preconditioner(r)
-    p, rz = z, xp.vecdot(r, z)
-    nit, negative, interrupted = 0, False, False
-    while size > tol * scale and nit < limit:
-        if interrupt is not None and interrupt():
-            interrupted = True
+    state, verified = _State(xp.zeros_like(b), b, size), math.inf
+    while True:
+        _descend(operator, state, preconditioner or _identity, measure, tol * scale, limit, interrupt)
+        if not verify or state.nit == 0:
             break
+        state.r = b - operator.matvec(state.x)
+        state.size = measure(state.r)
+        if state.size <= tol * scale or state.ended is not None or not state.size < 0.5 * verified:
+            break
+        verified = state.size  # the recursion had drifted from the true residual: go on from that
+    residual = state.size / scale if scale > 0 else state.size
+    floor = Status.STALLED if residual < math.inf else Status.NOT_FINITE
+    status = Status.SUCCESS if residual <= tol else state.ended or floor
+    negative = state.ended is Status.NUMERICAL_FAILURE
+    return CGResult(state.x * unit, residual, negative, state.nit, status is Status.SUCCESS, status, _MESSAGES[status])
+
+
+@dataclass
+class _State:
+    x: Array
+    r: Array
+    size: float
+    nit: int = 0
+    ended: Status | None = None
+
+
+def _descend(
+    operator: LinearOperator,
+    state: _State,
+    precondition: Callable[[Array], Array],
+    measure: Callable[[Array], float],
+    target: float,
+    limit: int,
+    interrupt: Callable[[], bool] | None,
+) -> None:
+    """Conjugate gradients from `state` until the residual of the recursion is at most `target`, or something ends them."""
+    xp = array_namespace(state.r)
+    z = precondition(state.r)
+    p, rz = z, xp.vecdot(state.r, z)
+    while state.size > target:
+        if state.nit >= limit:
+            state.ended = Status.ITERATION_LIMIT
+        elif interrupt is not None and interrupt():
+            state.ended = Status.TIME_LIMIT
+        if state.ended is not None:
+            return
         q = operator.matvec(p)
-        curvature = xp.vecdot(p, q)
-        if not float(curvature) > 0:
-            negative = float(curvature) <= 0
-            break
+        curvature = float(xp.vecdot(p, q))
+        if not 0 < curvature < math.inf:
+            state.ended = Status.NUMERICAL_FAILURE if -math.inf < curvature <= 0 else Status.NOT_FINITE
+            return
         alpha = rz / curvature
-        x, r = x + alpha * p, r - alpha * q
-        nit += 1
-        size = measure(r)
-        z = r if preconditioner is None else preconditioner(r)
-        rz, previous = xp.vecdot(r, z), rz
+        state.x, state.r = state.x + alpha * p, state.r - alpha * q
+        state.nit += 1
+        state.size = measure(state.r)
+        z = precondition(state.r)
+        rz, previous = xp.vecdot(state.r, z), rz
         p = z + (rz / previous) * p
-    residual = size / scale if scale > 0 else size
-    status = _status(residual, tol, negative=negative, interrupted=interrupted, exhausted=nit >= limit)
-    return CGResult(x, residual, negative, nit, status is Status.SUCCESS, status, _MESSAGES[status])
 
 
 _MESSAGES = {
     Status.SUCCESS: "the residual is below the tolerance",
     Status.ITERATION_LIMIT: "iteration limit: raise max_iter, precondition, or add damping",
+    Status.STALLED: "the residual of the recursion is below the tolerance, the true one is not: rounding allows no more",
     Status.TIME_LIMIT: "interrupted by the caller",
     Status.NUMERICAL_FAILURE: "negative curvature: the operator is not positive definite; add damping or use MINRES",
     Status.NOT_FINITE: "a product, or the right-hand side, is not finite",
 }
 
 
-def _status(residual: float, tol: float, *, negative: bool, interrupted: bool, exhausted: bool) -> Status:
-    if residual <= tol:
-        return Status.SUCCESS
-    if negative:
-        return Status.NUMERICAL_FAILURE
-    if interrupted:
-        return Status.TIME_LIMIT
-    return Status.ITERATION_LIMIT if exhausted and residual < float("inf") else Status.NOT_FINITE
+def _check(operator: LinearOperator, b: Any) -> Array:
+    b = as_array(b, "b")
+    if len(b.shape) != 1 or tuple(operator.shape) != (b.shape[0], b.shape[0]):
+        shapes = f"{tuple(b.shape)} and {tuple(operator.shape)}"
+        msg = f"b must be a vector with as many entries as the operator has rows, got shapes {shapes}"
+        raise ValueError(msg)
+    return b
+
+
+def _identity(r: Array) -> Array:
+    return r
+
+
+def _power_of_two(size: float) -> float:
+    """The power of two below `size`, by which one can divide without rounding; 1 when there is none."""
+    return math.ldexp(1.0, math.frexp(size)[1] - 1) if 0 < size < math.inf else 1.0
 
 
 def _euclidean(v: Array) -> float:

@@ -59,9 +59,9 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
         else:
             double = plan
         double.sweep(g, problem.reg)
-        iterate(double, problem, monitor, at_most=3 * WORTH_WHILE)
-        if monitor.stopped or marginal_error(double, problem.b) <= problem.tol:
-            return entropic_result(problem, double.f, double.g, method="sinkhorn", monitor=monitor, work=work)
+        best = iterate(double, problem, monitor, at_most=3 * WORTH_WHILE)
+        if monitor.stopped or best.error <= max(problem.tol, 100 * problem.rounding_floor):
+            return entropic_result(problem, best.f, best.g, method="sinkhorn", monitor=monitor, work=work)
     return sns.solve_robust(plan, problem, sns.SNSOptions(), monitor)
 
 

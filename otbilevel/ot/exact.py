@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +42,8 @@ class Vertex(NamedTuple):
     f: np.ndarray
     g: np.ndarray
     nit: int
-    failure: str
-    """Empty when optimal."""
+    status: Status
+    message: str
 
 
 def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResult:
@@ -54,19 +54,21 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     ImportError
         When ``solver="network-simplex"`` and POT is not installed.
     """
-    installed = importlib.util.find_spec("ot") is not None
-    if options.solver == "network-simplex" and not installed:
+    pot = _import_pot() if options.solver != "highs" else None
+    if options.solver == "network-simplex" and pot is None:
         msg = 'solver="network-simplex" needs POT: pip install "otbilevel[pot]"'
         raise ImportError(msg)
     cost = np.array(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])))
     a, b = to_numpy(problem.a), to_numpy(problem.b)
-    run = _network_simplex if installed and options.solver != "highs" else _highs
-    vertex = run(a, b, cost, monitor)
+    vertex = _highs(a, b, cost, monitor) if pot is None else _network_simplex(pot, a, b, cost, monitor)
     xp, where = problem.xp, device(problem.a)
     f, g = (xp.asarray(v, dtype=xp.float64, device=where) for v in (vertex.f, vertex.g))
     plan = ExplicitPlan(problem, vertex.coupling, f, g)
-    error = plan.marginal_error
-    status = Status.SUCCESS if not vertex.failure and error <= problem.tol else monitor.status or Status.NUMERICAL_FAILURE
+    error, status, message = plan.marginal_error, vertex.status, vertex.message
+    if status is Status.SUCCESS and error > problem.tol:
+        status, message = Status.NUMERICAL_FAILURE, f"the marginals are off by {error:.2g} > tol = {problem.tol:.2g}"
+    if status is Status.ITERATION_LIMIT:
+        message = f"the limit max_iter = {monitor.max_iter} is reached: raise it"
     success = status is Status.SUCCESS
     return OTResult(
         marginal_error=error,
@@ -76,7 +78,7 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
         nsweep=0,
         success=success,
         status=status,
-        message="optimal vertex found" if success else f"no optimal vertex found: {vertex.failure or 'marginals are off'}",
+        message="optimal vertex found" if success else f"no optimal vertex found: {message}",
         method="exact",
         history={name: np.asarray(values) for name, values in monitor.history.items()},
         _plan=plan,
@@ -84,20 +86,29 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     )
 
 
-def _network_simplex(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
-    import ot  # noqa: PLC0415 -- an optional dependency
+def _import_pot() -> ModuleType | None:
+    """POT, or None when it is not installed (a folder called "ot" on the path is not POT)."""
+    try:
+        import ot  # noqa: PLC0415 -- an optional dependency
+    except ImportError:
+        return None
+    return ot if hasattr(ot, "emd") else None
 
+
+def _network_simplex(pot: ModuleType, a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
     finite = cost[np.isfinite(cost)]
     # A forbidden pair costs more than any detour through allowed ones, of which there are at most min(n, m).
     forbidden = float(finite.max()) + (float(np.ptp(finite)) + 1.0) * (min(cost.shape) + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its warnings come back as the result code
-        coupling, log = ot.emd(
+        coupling, log = pot.emd(
             a, b, np.where(np.isfinite(cost), cost, forbidden), numItermax=monitor.max_iter, log=True, check_marginals=False
         )
     # What rounding in the weights leaves on forbidden pairs is dropped, and shows in the marginal error.
     coupling[~np.isfinite(cost)] = 0.0
-    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, log["warning"] or "")
+    code = log["result_code"]
+    status = {1: Status.SUCCESS, 3: Status.ITERATION_LIMIT}.get(code, Status.NUMERICAL_FAILURE)
+    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, status, log["warning"] or "")
 
 
 def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
@@ -114,9 +125,10 @@ def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> 
         method="highs",
         options={"maxiter": monitor.max_iter, "primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     )
-    if solution.x is None:
-        return Vertex(sparse.csr_array((n, m)), np.zeros(n), np.zeros(m), int(solution.nit), solution.message)
+    status = {0: Status.SUCCESS, 1: Status.ITERATION_LIMIT}.get(solution.status, Status.NUMERICAL_FAILURE)
+    if solution.x is None:  # it keeps its iterate to itself
+        return Vertex(sparse.csr_array((n, m)), np.zeros(n), np.zeros(m), int(solution.nit), status, solution.message)
     duals = solution.eqlin.marginals
     coupling = sparse.csr_array((solution.x, (i, j)), shape=(n, m))
     coupling.eliminate_zeros()
-    return Vertex(coupling, duals[:n], duals[n:], int(solution.nit), "" if solution.success else solution.message)
+    return Vertex(coupling, duals[:n], duals[n:], int(solution.nit), status, solution.message)

@@ -11,6 +11,9 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, readonly
 from otbilevel.ot import kernels
 
+LARGEST_COORDINATE = 1e140
+"""Beyond it a sum of squared differences may overflow."""
+
 
 class Geometry(ABC):
     """The cost between n source and m target points.
@@ -203,6 +206,7 @@ class PointCloud(Geometry):
             raise ValueError(msg)
         self.shape = (self.x.shape[0], self.y.shape[0])
         self.dtype = self.xp.result_type(self.x, self.y)
+        _require_moderate(self.xp, points, cost)
         if cost == "cosine":
             self._unit_x, self._unit_y = _unit(self.xp, self.x, "x"), _unit(self.xp, self.y, "y")
 
@@ -249,16 +253,31 @@ def _check_matrix(matrix: Array, name: str) -> None:
 def _require_finite(xp: ModuleType, x: Array, name: str) -> None:
     bad = ~xp.isfinite(x)
     if bool(xp.any(bad)):
-        msg = f"{name} holds {int(xp.sum(xp.astype(bad, xp.int64)))} entries that are not finite, the first at {_first(xp, bad)}"
+        msg = f"{name} holds {_found(xp, bad, 'not finite')}"
         raise ValueError(msg)
 
 
 def _refuse_bad_costs(xp: ModuleType, matrix: Array) -> None:
     for bad, what in ((xp.isnan(matrix), "NaN"), (matrix == -float("inf"), "-inf")):
         if bool(xp.any(bad)):
-            count = int(xp.sum(xp.astype(bad, xp.int64)))
-            msg = f"C holds {count} entries that are {what}, the first at {_first(xp, bad)}; a forbidden pair is +inf"
+            msg = f"C holds {_found(xp, bad, what)}; a forbidden pair is +inf"
             raise ValueError(msg)
+
+
+def _require_moderate(xp: ModuleType, points: dict[str, Array], cost: str) -> None:
+    """Refuse coordinates whose squares overflow; only the cosine does not mind."""
+    for name, cloud in points.items():
+        largest = float(xp.max(xp.abs(cloud)))
+        if cost != "cosine" and largest > LARGEST_COORDINATE:
+            msg = f"{name} has a coordinate of size {largest:g}, whose {cost} cost overflows: rescale the points"
+            raise ValueError(msg)
+
+
+def _found(xp: ModuleType, mask: Array, what: str) -> str:
+    """How many entries the mask marks, what is wrong with them, and where the first is."""
+    count = int(xp.sum(xp.astype(mask, xp.int64)))
+    entries = "1 entry that is" if count == 1 else f"{count} entries that are"
+    return f"{entries} {what}, the first at {_first(xp, mask)}"
 
 
 def _first(xp: ModuleType, mask: Array) -> tuple[int, ...]:
@@ -271,6 +290,8 @@ def _first(xp: ModuleType, mask: Array) -> tuple[int, ...]:
 def _unit(xp: ModuleType, points: Array, name: str) -> Array:
     """Points scaled to length 1, in double precision."""
     points = xp.astype(points, xp.float64)
+    largest = xp.max(xp.abs(points), axis=1, keepdims=True)
+    points = points / xp.where(largest > 0, largest, xp.ones_like(largest))  # squares must not over- or underflow
     lengths = xp.linalg.vector_norm(points, axis=1, keepdims=True)
     if bool(xp.any(lengths == 0)):
         msg = f"{name} holds a zero vector, whose cosine cost is undefined, at row {_first(xp, lengths == 0)[0]}"

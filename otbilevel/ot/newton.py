@@ -16,6 +16,8 @@ CLIP = 6.0
 """Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
 SMOOTHING_PASSES = 3
 """Scaling passes after a step that was cut."""
+SMOOTHABLE = 1e-6
+"""Error below which these passes, on a K in single precision, would do harm; a step that fails there has met the rounding floor."""
 STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
@@ -62,7 +64,9 @@ def newton(plan: RowPlan, b: Array, rule: NewtonRule, monitor: Monitor) -> int:
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
             plan.sweep(start, reg, single=rule.single)
-        if clipped or length < 1.0:
+            if errors[-1] < SMOOTHABLE:
+                return step
+        if (clipped or length < 1.0) and errors[-1] > SMOOTHABLE:
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES, reach=REACH_SINGLE)
             plan.sweep(g, reg, single=rule.single)
         errors.append(marginal_error(plan, b))
@@ -82,7 +86,14 @@ def _direction(plan: RowPlan, b: Array, error: float, rule: NewtonRule, monitor:
 
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     solution = cg(
-        laplacian, r, preconditioner=laplacian.jacobi, tol=forcing, max_iter=rule.max_cg, norm=l1, interrupt=monitor.overdue
+        laplacian,
+        r,
+        preconditioner=laplacian.jacobi,
+        tol=forcing,
+        max_iter=rule.max_cg,
+        norm=l1,
+        interrupt=monitor.overdue,
+        verify=False,
     )
     d = solution.x - xp.sort(solution.x)[b.shape[0] // 2]  # the gauge in which most potentials stay
     clipped = float(xp.max(xp.abs(d))) > CLIP

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.kernels.generic import row_blocks, softmax_rows
+from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.rounding import Certificates, certificates
 
@@ -226,10 +226,13 @@ def user_csr(problem: OTProblem, rows: np.ndarray, columns: np.ndarray, values: 
 
 def _soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
     """-reg log sum_j exp((g_j - C_ij)/reg) for every row; 0 for a row whose pairs are all forbidden."""
-    xp = geometry.xp
-    ones = xp.ones((geometry.shape[0],), dtype=xp.float64, device=device(g))
-    f, *_ = softmax_rows(geometry, g, reg, ones, None, None, single=False, relaxation=1.0)
-    return finite(xp, f)
+    xp, parts = geometry.xp, []
+    for low, high in row_blocks(geometry.shape):
+        exponents = (g[None, :] - geometry.rows(low, high)) / reg
+        top = finite(xp, xp.max(exponents, axis=1))
+        total = xp.sum(xp.exp(exponents - top[:, None]), axis=1)
+        parts.append(-reg * (top + xp.log(xp.where(total > 0, total, xp.ones_like(total)))))
+    return xp.concat(parts)
 
 
 def finite(xp: ModuleType, f: Array) -> Array:

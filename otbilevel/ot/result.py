@@ -198,7 +198,7 @@ def entropic_result(
         nsweep=work.sweeps,
         success=status is Status.SUCCESS,
         status=status,
-        message=_message(problem, status, error, monitor),
+        message=_message(problem, status, error, monitor, method),
         method=method,
         history={name: np.asarray(values) for name, values in monitor.history.items()},
         _plan=plan,
@@ -214,12 +214,13 @@ def _status(problem: OTProblem, error: float, monitor: Monitor) -> Status:
     return monitor.status or Status.STALLED
 
 
-def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor) -> str:
+def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor, method: str) -> str:
     if status is Status.SUCCESS:
         return f"converged: marginal error {error:.2g} <= tol = {problem.tol:.2g}"
     floor = problem.rounding_floor
+    faster = ' use method="sns",' if method == "sinkhorn" else ""
     advice = {
-        Status.ITERATION_LIMIT: f'the limit max_iter = {monitor.max_iter} is reached: raise it, use method="sns", or raise reg',
+        Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
         Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
         Status.CALLBACK_STOP: "the callback asked to stop",
         Status.NOT_FINITE: "a number is not finite: rescale C, whose entries divided by reg must stay far below 1e300",

@@ -103,6 +103,10 @@ class RowPlan(ABC):
         """Return the column sums, and the L1 error of the row sums, of the plan at g + reg log v."""
 
     @abstractmethod
+    def row_potentials(self) -> Array:
+        """Return f after the last sweep or scaling pass."""
+
+    @abstractmethod
     def laplacian(self) -> Laplacian:
         """Return L at the last sweep."""
 
@@ -131,7 +135,7 @@ class StoredPlan(RowPlan):
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         xp = array_namespace(self.a)
         self.work.sweeps += 1
-        start = self.f if self._u is None or self.f is None else self.f + self.reg * xp.log(self._u)
+        start = None if self.f is None else self.row_potentials()
         self.g, self.reg = g, reg
         self.f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
@@ -142,6 +146,9 @@ class StoredPlan(RowPlan):
         self.work.products += 1
         self._u, sums, row_error = self.kernels.scaling_pass(self._k, self.a, self._u, v, relaxation)
         return v * sums, row_error
+
+    def row_potentials(self) -> Array:
+        return self.f if self._u is None else self.f + self.reg * array_namespace(self.a).log(self._u)
 
     def laplacian(self) -> Laplacian:
         row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a)
@@ -173,6 +180,9 @@ class LazyPlan(RowPlan):
         xp = array_namespace(v)
         self._evaluate(self._base + self.reg * xp.log(v), self.reg, relaxation)
         return self.column_sums, self.row_error
+
+    def row_potentials(self) -> Array:
+        return self.f
 
     def laplacian(self) -> Laplacian:
         self.work.sweeps += 1

@@ -14,6 +14,8 @@ from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
 
 REACH_DOUBLE, REACH_SINGLE = 300.0, 40.0
 """How far the logarithm of a scaling may go on a K stored in double and in single precision."""
+STALL_WINDOW = 50
+"""Iterations without progress near the rounding floor after which nothing more is to be had."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class SinkhornOptions:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        validate.real(self.relaxation, "relaxation", low=0.0, high=1.999, strict=True)
+        validate.real(self.relaxation, "relaxation", low=0.0, strict=True, below=2.0)
         if self.time_limit is not None:
             validate.real(self.time_limit, "time_limit", low=0.0)
 
@@ -52,28 +54,65 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     else:
         plan = LazyPlan(problem.geometry, problem.a, work)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg)
-    iterate(plan, problem, monitor, relaxation=options.relaxation)
-    return entropic_result(problem, plan.f, plan.g, method="sinkhorn", monitor=monitor, work=work)
+    best = iterate(plan, problem, monitor, relaxation=options.relaxation)
+    return entropic_result(problem, best.f, best.g, method="sinkhorn", monitor=monitor, work=work)
 
 
-def iterate(plan: RowPlan, problem: OTProblem, monitor: Monitor, *, relaxation: float = 1.0, at_most: float = float("inf")) -> None:
-    """Iterate from a swept `plan` until the tolerance is met, the monitor says stop, or `at_most` iterations are done.
+@dataclass
+class Best:
+    """The potentials of least marginal error so far."""
 
-    `plan` is left swept at the last iterate.
+    error: float = float("inf")
+    f: Array = None
+    g: Array = None
+
+    def offer(self, error: float, f: Array, g: Array) -> bool:
+        """Take them if they are better; return whether they are."""
+        if self.f is not None and not error < self.error:
+            return False
+        self.error, self.f, self.g = error, f, g
+        return True
+
+
+def iterate(plan: RowPlan, problem: OTProblem, monitor: Monitor, *, relaxation: float = 1.0, at_most: float = float("inf")) -> Best:
+    """Iterate from a swept `plan` until it converges or stalls, the monitor says stop, or `at_most` iterations are done.
+
+    `plan` is left swept at the last iterate. Plain iterations never increase the error; over-relaxed ones may, so all of these are
+    offered to the best.
     """
-    last = monitor.nit + at_most
-
-    def enough(errors: list[float]) -> bool:
-        return not report(monitor, plan, errors[-1]) or errors[-1] <= problem.tol or monitor.nit >= last
-
+    best, rule = Best(), _Stop(problem, monitor, monitor.nit + at_most)
     while True:
         error = marginal_error(plan, problem.b)
-        if not report(monitor, plan, error) or error <= problem.tol or monitor.nit >= last:
-            return
-        g, _ = scale(plan, problem.b, enough, reach=REACH_DOUBLE, relaxation=relaxation)
+        best.offer(error, plan.f, plan.g)
+        if rule.reached(plan, error):
+            return best
+        observe = best.offer if relaxation != 1.0 else None
+        g, _ = scale(
+            plan, problem.b, lambda e: rule.reached(plan, e[-1]), reach=REACH_DOUBLE, relaxation=relaxation, observe=observe
+        )
         plan.sweep(g, problem.reg, relaxation=relaxation)
         if monitor.stopped:
-            return
+            best.offer(marginal_error(plan, problem.b), plan.f, plan.g)
+            return best
+
+
+@dataclass
+class _Stop:
+    """When to end Sinkhorn's method."""
+
+    problem: OTProblem
+    monitor: Monitor
+    last: float
+    least: float = float("inf")
+    since: int = 0
+
+    def reached(self, plan: RowPlan, error: float) -> bool:
+        """Report an iteration; whether it was the last: converged, stopped, or at the rounding floor without progress."""
+        go_on = report(self.monitor, plan, error)
+        self.since = 0 if error < self.least else self.since + 1
+        self.least = min(self.least, error)
+        stalled = self.since > STALL_WINDOW and error <= 100 * self.problem.rounding_floor
+        return not go_on or error <= self.problem.tol or stalled or self.monitor.nit >= self.last
 
 
 def marginal_error(plan: RowPlan, b: Array) -> float:
@@ -88,7 +127,13 @@ def report(monitor: Monitor, plan: RowPlan, error: float) -> bool:
 
 
 def scale(
-    plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, reach: float, relaxation: float = 1.0
+    plan: RowPlan,
+    b: Array,
+    enough: Callable[[list[float]], bool],
+    *,
+    reach: float,
+    relaxation: float = 1.0,
+    observe: Callable[[float, Array, Array], object] | None = None,
 ) -> tuple[Array, list[float]]:
     """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v exceeds `reach`.
 
@@ -114,4 +159,6 @@ def scale(
             break
         columns, row_error = plan.scaling_pass(xp.exp(log_v), relaxation)
         errors.append(float(xp.sum(xp.abs(columns - b))) + row_error)
+        if observe is not None:
+            observe(errors[-1], plan.row_potentials(), g + plan.reg * log_v)
     return g + plan.reg * log_v, errors

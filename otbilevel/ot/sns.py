@@ -33,7 +33,7 @@ from otbilevel.ot.newton import NewtonRule, newton
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
 from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
-from otbilevel.ot.sinkhorn import REACH_SINGLE, marginal_error, report, scale
+from otbilevel.ot.sinkhorn import REACH_SINGLE, Best, marginal_error, report, scale
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,14 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
 
 def solve_robust(plan: RowPlan, problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult:
     """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in."""
-    steps = 0
-    best: tuple[float, Array, Array] | None = None
+    steps, best = 0, Best()
     for schedule in SCHEDULES:
         steps += run(plan, problem, schedule, options.active_density, monitor)
         error = marginal_error(plan, problem.b)
-        if best is None or error < best[0]:
-            best = error, plan.f, plan.g
+        best.offer(error, plan.f, plan.g)
         if error <= problem.tol or monitor.stopped or error <= 100 * problem.rounding_floor:
             break
-    assert best is not None  # there is at least one schedule
-    _, f, g = best
-    return entropic_result(problem, f, g, method="sns", monitor=monitor, work=plan.work, nit_newton=steps)
+    return entropic_result(problem, best.f, best.g, method="sns", monitor=monitor, work=plan.work, nit_newton=steps)
 
 
 def make_plan(problem: OTProblem, work: Work) -> RowPlan:

@@ -65,14 +65,16 @@ def solve(problem: OTProblem, n_sinkhorn: int, hessian_density: float | None, mo
     gradient, error = _gradient(problem, plan)
     while error > problem.tol and not monitor.stopped:
         hessian = SparsifiedHessian(xp.sum(plan, axis=1), xp.sum(plan, axis=0), _largest(xp, plan, keep), xp)
-        solution = cg(hessian, gradient, tol=CG_TOLERANCE, interrupt=monitor.overdue)
+        solution = cg(hessian, gradient, tol=CG_TOLERANCE, interrupt=monitor.overdue, verify=False)
         moved = _backtrack(problem, z, problem.reg * solution.x, gradient, plan, work)
         if moved is None:
             break
-        z, plan = moved
         steps += 1
-        gradient, error = _gradient(problem, plan)
-        monitor.record(partial(_potentials, problem, z), marginal_error=error, reg=problem.reg, cg=solution.nit)
+        gradient, moved_error = _gradient(problem, moved[1])
+        monitor.record(partial(_potentials, problem, moved[0]), marginal_error=moved_error, reg=problem.reg, cg=solution.nit)
+        if moved_error >= error and error <= 100 * problem.rounding_floor:
+            break  # at the rounding floor: the step before was the best
+        (z, plan), error = moved, moved_error
     return entropic_result(problem, **_potentials(problem, z), method="sns", monitor=monitor, work=work, nit_newton=steps)
 
 

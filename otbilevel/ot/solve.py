@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from otbilevel._core import validate
 from otbilevel._core.monitor import Callback, Monitor
@@ -15,6 +18,8 @@ from otbilevel.ot.result import OTResult
 
 RELATIVE_REG = 1e-3
 """Default regularisation relative to the range of the cost."""
+SMALLEST_REG = 1e-290
+"""Its reciprocal must not overflow."""
 
 
 def solve_ot(
@@ -111,20 +116,23 @@ def solve_ot(
     if callback is not None and not callable(callback):
         msg = f"callback must be callable, got {type(callback).__name__}"
         raise TypeError(msg)
+    progress, raise_on_failure = (
+        validate.boolean(flag, name) for flag, name in ((progress, "progress"), (raise_on_failure, "raise_on_failure"))
+    )
     strength = _regularisation(reg, method, geometry)
     problem = make_problem(a, b, geometry, reg=strength, tol=tol)
     monitor = Monitor(
         max_iter=limit,
         time_limit=getattr(settings, "time_limit", None),
         callback=callback,
-        progress=validate.boolean(progress, "progress"),
+        progress=progress,
         description=f"solve_ot[{method}]",
     )
     try:
         result: OTResult = row.solve(problem, settings, monitor)
     finally:
         monitor.close()
-    return report(result, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
+    return report(result, raise_on_failure=raise_on_failure)
 
 
 def _regularisation(reg: float | None, method: str, geometry: Geometry) -> float:
@@ -133,11 +141,23 @@ def _regularisation(reg: float | None, method: str, geometry: Geometry) -> float
             msg = 'method="exact" is unregularised: leave reg out, or choose another method'
             raise ValueError(msg)
         return 0.0
-    if reg is not None:
-        return _positive(reg)
     low, high = geometry.bounds
-    scale = high - low if high > low else max(abs(high), 1.0)
-    return RELATIVE_REG * scale
+    if not math.isfinite(high - low) and high >= low:
+        msg = f"the finite costs of C range from {low:g} to {high:g}, which overflows: rescale C (and reg with it)"
+        raise ValueError(msg)
+    largest = max(abs(low), abs(high)) if high >= low else 0.0  # 0: every pair is forbidden, which is refused later
+    if reg is None:
+        strength = RELATIVE_REG * ((high - low if high > low else largest) or 1.0)
+        name = "the default reg"
+    else:
+        strength, name = _positive(reg), "reg"
+    if strength < max(np.finfo(np.float64).eps * largest, SMALLEST_REG):
+        msg = (
+            f"{name} = {strength:g} is lost in the rounding of C, whose largest cost is {largest:g}: raise reg, rescale C, "
+            'or use method="exact"'
+        )
+        raise ValueError(msg)
+    return strength
 
 
 def _positive(reg: float) -> float:

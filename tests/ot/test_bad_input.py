@@ -65,6 +65,14 @@ def quiet(call):
         return call()
 
 
+def outcome(call, error):
+    """The result of a quiet call and no message, or no result and the message of its refusal."""
+    try:
+        return quiet(call), ""
+    except error as refusal:
+        return None, str(refusal)
+
+
 # Weights
 
 
@@ -80,15 +88,15 @@ def quiet(call):
         pytest.param(np.zeros_like, ValueError, ["mass", "0.0"], id="no-mass"),
         pytest.param(lambda w: w[:, None], ValueError, ["one-dimensional", "1)"], id="column"),
         pytest.param(lambda w: np.outer(w, w), ValueError, ["one-dimensional"], id="matrix"),
-        pytest.param(lambda w: 1.0, ValueError, ["one-dimensional", "()"], id="scalar"),
+        pytest.param(lambda _: 1.0, ValueError, ["one-dimensional", "()"], id="scalar"),
         pytest.param(lambda w: w[:-1], ValueError, ["(4, 5)"], id="too-short"),
         pytest.param(lambda w: np.append(w, 0.0), ValueError, ["(4, 5)"], id="too-long"),
-        pytest.param(lambda w: [], ValueError, ["0", "(4, 5)"], id="empty"),
+        pytest.param(lambda _: [], ValueError, ["0", "(4, 5)"], id="empty"),
         pytest.param(lambda w: w + 0j, TypeError, ["real", "complex128"], id="complex"),
         pytest.param(lambda w: w.astype(object), TypeError, ["real", "object"], id="objects"),
         pytest.param(lambda w: [str(x) for x in w], TypeError, ["real", "<U"], id="strings"),
-        pytest.param(lambda w: "uniform", TypeError, ["real", "<U7"], id="string"),
-        pytest.param(lambda w: [[0.1], [0.2, 0.7]], TypeError, ["inhomogeneous"], id="ragged"),
+        pytest.param(lambda _: "uniform", TypeError, ["real", "<U7"], id="string"),
+        pytest.param(lambda _: [[0.1], [0.2, 0.7]], TypeError, ["inhomogeneous"], id="ragged"),
         pytest.param(lambda w: np.ma.masked_array(w, w < 0.2), TypeError, ["masked", "weight 0"], id="masked"),
         pytest.param(lambda w: sparse.csr_array(w[None, :]), TypeError, ["sparse", "toarray"], id="sparse"),
     ],
@@ -101,7 +109,9 @@ def test_bad_weights(name, change, error, words, method):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda w: replaced(w, 2, -0.25), lambda w: replaced(w, 2, NAN), lambda w: replaced(w, 2, INF)], ids=["neg", "nan", "inf"]
+    "change",
+    [lambda w: replaced(w, 2, -0.25), lambda w: replaced(w, 2, NAN), lambda w: replaced(w, 2, INF)],
+    ids=["neg", "nan", "inf"],
 )
 def test_bad_weights_of_every_library(device_backend, dtype, change):
     a, b, cost = (device_backend.asarray(x, dtype=dtype) for x in (change(A), B, C))
@@ -138,7 +148,9 @@ def test_of_several_bad_weights_the_first_of_its_kind_is_named(data, size):
 def test_unequal_mass_names_both_sums(weights, factor):
     hypothesis.assume(weights.sum() > 1e-3)
     other = np.array([weights.sum() * factor])
-    message = refuses(lambda: solve_ot(weights, other, np.zeros((len(weights), 1))), ValueError, "equal mass", "sum(a)", "sum(b)", "rescale")
+    message = refuses(
+        lambda: solve_ot(weights, other, np.zeros((len(weights), 1))), ValueError, "equal mass", "sum(a)", "sum(b)", "rescale"
+    )
     first, second = (float(x) for x in re.search(r"sum\(a\) = (\S+) and sum\(b\) = (\S+):", message).groups())
     assert first == pytest.approx(weights.sum(), rel=1e-12)
     assert second == pytest.approx(other[0], rel=1e-12)
@@ -209,7 +221,10 @@ def test_bad_costs_of_every_library(device_backend, dtype, bad):
 
 
 @hypothesis.given(
-    shape=hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), bad=st.sampled_from([NAN, -INF]), data=st.data(), forbidden=st.booleans()
+    shape=hnp.array_shapes(min_dims=2, max_dims=2, max_side=8),
+    bad=st.sampled_from([NAN, -INF]),
+    data=st.data(),
+    forbidden=st.booleans(),
 )
 def test_bad_costs_are_counted_and_the_first_is_named(shape, bad, data, forbidden):
     matrix = data.draw(hnp.arrays(float, shape, elements=st.floats(-1e300, 1e300)))
@@ -218,7 +233,7 @@ def test_bad_costs_are_counted_and_the_first_is_named(shape, bad, data, forbidde
     where = sorted(data.draw(st.sets(st.integers(0, matrix.size - 1), min_size=1)))
     matrix.flat[where] = bad
     first = divmod(where[0], shape[1])
-    refuses(lambda: DenseCost(matrix), ValueError, f"C holds {len(where)} entr", "NaN" if bad != bad else "-inf", str(first))
+    refuses(lambda: DenseCost(matrix), ValueError, f"C holds {len(where)} entr", "NaN" if math.isnan(bad) else "-inf", str(first))
 
 
 def test_one_bad_entry_is_an_entry():
@@ -249,7 +264,7 @@ X, Y = np.random.default_rng(1).random((N, 3)), np.random.default_rng(2).random(
         pytest.param(lambda x: x + 0j, TypeError, ["real", "complex128"], id="complex"),
         pytest.param(lambda x: x.astype(str), TypeError, ["real", "<U"], id="strings"),
         pytest.param(lambda x: x.astype(object), TypeError, ["real", "object"], id="objects"),
-        pytest.param(lambda x: x.tolist()[:-1] + [[1.0]], TypeError, ["inhomogeneous"], id="ragged"),
+        pytest.param(lambda x: [*x.tolist()[:-1], [1.0]], TypeError, ["inhomogeneous"], id="ragged"),
         pytest.param(lambda x: np.ma.masked_array(x, x < 0.1), TypeError, ["masked"], id="masked"),
         pytest.param(sparse.csr_array, TypeError, ["sparse"], id="sparse"),
     ],
@@ -280,7 +295,10 @@ def test_a_zero_vector_has_no_cosine(device_backend, name):
 
 
 @hypothesis.given(
-    data=st.data(), shape=hnp.array_shapes(min_dims=2, max_dims=2, max_side=6), bad=st.sampled_from([NAN, INF, -INF]), name=st.sampled_from("xy")
+    data=st.data(),
+    shape=hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
+    bad=st.sampled_from([NAN, INF, -INF]),
+    name=st.sampled_from("xy"),
 )
 def test_bad_coordinates_are_counted_and_the_first_is_named(data, shape, bad, name):
     cloud = data.draw(hnp.arrays(float, shape, elements=st.floats(-1e3, 1e3)))
@@ -311,7 +329,9 @@ def test_point_clouds_of_mixed_libraries(make_backend, names):
     one, other = map(make_backend, names)
     refuses(lambda: PointCloud(one.asarray(X), other.asarray(Y)), TypeError, f"x: {one.library}", f"y: {other.library}")
     cloud = PointCloud(one.asarray(X), one.asarray(Y))
-    refuses(lambda: solve_ot(other.asarray(A), None, cloud), TypeError, f"a: {other.library}", f"C: {one.library}")
+    refuses(
+        lambda: solve_ot(other.asarray(A), None, cloud), TypeError, f"a: {other.library}", f"x: {one.library}", f"y: {one.library}"
+    )
 
 
 @pytest.mark.parametrize("odd", ["a", "b", "C"])
@@ -330,19 +350,20 @@ def test_point_clouds_on_mixed_devices(make_backend):
 @pytest.mark.parametrize("method", ["exact"])
 def test_what_needs_host_memory_says_so_on_a_device(make_backend, method):
     device = make_backend("array_api_strict-device1")
-    refuses(lambda: solve(**{name: device.asarray(x) for name, x in arguments().items()}, method=method), TypeError, "host memory", "device1")
+    refuses(
+        lambda: solve(**{name: device.asarray(x) for name, x in arguments().items()}, method=method),
+        TypeError,
+        "host memory",
+        "device1",
+    )
 
 
 def test_forbidden_pairs_on_a_device(make_backend):
     """Whether a plan is feasible needs host memory, too: solve, or say so."""
     device = make_backend("array_api_strict-device1")
     native = {name: device.asarray(x) for name, x in arguments(C=replaced(C, (0, 0), INF)).items()}
-    try:
-        result = solve(**native, reg=0.1)
-    except TypeError as error:
-        assert "host memory" in str(error)
-    else:
-        assert result.success
+    result, refusal = outcome(lambda: solve(**native, reg=0.1), TypeError)
+    assert "host memory" in refusal or result.success
 
 
 @pytest.mark.parametrize("name", ["a", "b", "C"])
@@ -485,7 +506,9 @@ def test_options_that_are_no_dict(value):
     ],
 )
 def test_an_unknown_option_names_the_nearest(method, key, nearest):
-    message = refuses(lambda: solve(method=method, options={key: 1.0}), TypeError, "option", repr(key), repr(method), "Valid options")
+    message = refuses(
+        lambda: solve(method=method, options={key: 1.0}), TypeError, "option", repr(key), repr(method), "Valid options"
+    )
     assert f"did you mean {nearest!r}?" in message
 
 
@@ -511,7 +534,8 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("method", "key", "value", "error"), [(method, key, value, error) for method, key, values, error in BAD_OPTIONS for value in values]
+    ("method", "key", "value", "error"),
+    [(method, key, value, error) for method, key, values, error in BAD_OPTIONS for value in values],
 )
 def test_bad_values_of_options(method, key, value, error):
     message = refuses(lambda: solve(method=method, options={key: value}), error, key)
@@ -520,8 +544,7 @@ def test_bad_values_of_options(method, key, value, error):
     assert shown in message or type(value).__name__ in message
 
 
-def test_an_option_is_named_in_full_up_to_its_limits():
-    """The docstring promises every exponent in (0, 2)."""
+def test_relaxation_takes_every_exponent_that_its_docstring_promises():
     assert solve(method="sinkhorn", options={"relaxation": 1e-3}, reg=10.0, tol=0.5).success
     assert solve(method="sinkhorn", options={"relaxation": math.nextafter(2.0, 0.0)}, reg=10.0, tol=0.5).success
 
@@ -541,8 +564,15 @@ def test_an_option_is_named_in_full_up_to_its_limits():
         pytest.param(lambda: {"C": np.where(C > 0.5, 5e-324, 0.0)}, ["C", "reg"], id="range-underflows"),
         pytest.param(lambda: {"C": np.full((N, M), 1e308)}, ["C", "reg"], id="constant-huge"),
         pytest.param(lambda: {"C": np.full((N, M), 0.0)}, ["C", "reg"], id="constant-zero"),
-        pytest.param(lambda: {"C": PointCloud([[0.0], [1e200], [1.0], [2.0]], np.arange(5.0)[:, None])}, ["C", "x", "cost"], id="square-overflows"),
-        pytest.param(lambda: {"C": PointCloud([[0.0], [1e200], [1.0], [2.0]], np.arange(5.0)[:, None], cost="euclidean")}, ["C", "x", "cost"], id="norm-overflows"
+        pytest.param(
+            lambda: {"C": PointCloud([[0.0], [1e200], [1.0], [2.0]], np.arange(5.0)[:, None])},
+            ["C", "x", "cost"],
+            id="square-overflows",
+        ),
+        pytest.param(
+            lambda: {"C": PointCloud([[0.0], [1e200], [1.0], [2.0]], np.arange(5.0)[:, None], cost="euclidean")},
+            ["C", "x", "cost"],
+            id="norm-overflows",
         ),
         pytest.param(lambda: {"C": PointCloud(1e200 * X, Y, cost="cosine"), "reg": 0.1}, ["x"], id="long-vectors-have-a-cosine"),
         pytest.param(lambda: {"C": PointCloud(1e-200 * X, Y, cost="cosine"), "reg": 0.1}, ["x"], id="short-vectors-have-a-cosine"),
@@ -553,10 +583,9 @@ def test_an_option_is_named_in_full_up_to_its_limits():
 )
 @pytest.mark.parametrize("method", ITERATIVE)
 def test_the_end_of_the_range(changes, names, method):
-    try:
-        result = quiet(lambda: solve(**changes(), method=method, max_iter=300))
-    except ValueError as error:
-        assert any(re.search(rf"(?<!\w){name}(?!\w)", str(error)) for name in names), str(error)  # noqa: PT017
+    result, refusal = outcome(lambda: solve(**changes(), method=method, max_iter=300), ValueError)
+    if result is None:
+        assert any(re.search(rf"(?<!\w){name}(?!\w)", refusal) for name in names), refusal
         return
     assert np.all(np.isfinite(result.f))
     assert np.all(np.isfinite(result.g))
@@ -605,7 +634,14 @@ def test_forbidden_pairs_of_zero_weight_do_not_matter():
 @pytest.mark.parametrize("method", NAMES)
 def test_a_violation_of_halls_condition(method):
     """Rows 2 and 3 weigh 0.7, the two columns that they may use only 0.4; yet every row and column has allowed pairs."""
-    refuses(lambda: solve(C=replaced(C, (slice(2, 4), slice(2, 5)), INF), method=method), ValueError, "forbidden", "C", "feasible", "0.7 ")
+    refuses(
+        lambda: solve(C=replaced(C, (slice(2, 4), slice(2, 5)), INF), method=method),
+        ValueError,
+        "forbidden",
+        "C",
+        "feasible",
+        "0.7 ",
+    )
 
 
 @pytest.mark.parametrize("backend_name", ["torch", "array_api_strict", "numpy-readonly"])
@@ -718,7 +754,16 @@ def test_inputs_are_never_mutated(backend, dtype, method):
     given = {name: backend.asarray(x, dtype=dtype) for name, x in arguments(a=[0.0, 0.3, 0.3, 0.4]).items()}
     copies = {name: backend.to_numpy(x) for name, x in given.items()}
     result = quiet(lambda: solve(**given, method=method))
-    touched = [result.f, result.plan, result.sparse_plan, result.gap, result.gap_exact, result.marginals, result.value, repr(result)]
+    touched = [
+        result.f,
+        result.plan,
+        result.sparse_plan,
+        result.gap,
+        result.gap_exact,
+        result.marginals,
+        result.value,
+        repr(result),
+    ]
     v = backend.asarray(np.arange(5.0), dtype=dtype)
     touched += [result.apply(v), result.barycentric_map(v)]
     for name, x in given.items():
@@ -748,12 +793,20 @@ def test_what_a_result_gives_out_is_not_the_users_memory():
 
 def test_lists_are_accepted():
     expected = solve(reg=0.1)
-    for convert in (lambda x: x.tolist(), lambda x: tuple(map(tuple, x.tolist())) if x.ndim == 2 else tuple(x), np.asfortranarray):
-        result = solve(**{name: convert(np.asarray(x)) for name, x in arguments().items()}, reg=0.1)
+    for convert in (lambda x: x.tolist(), lambda x: tuple(map(tuple, x.tolist())) if x.ndim == 2 else tuple(x)):
+        result = solve(**{name: convert(x) for name, x in arguments().items()}, reg=0.1)
         np.testing.assert_array_equal(result.plan, expected.plan)
         np.testing.assert_array_equal(result.f, expected.f)
     cloud = solve_ot(None, None, PointCloud(X.tolist(), Y.tolist()), reg=0.1)
     np.testing.assert_array_equal(cloud.plan, solve_ot(None, None, PointCloud(X, Y), reg=0.1).plan)
+
+
+def test_any_layout_in_memory_is_accepted():
+    expected = solve(reg=0.1).plan
+    for layout in (np.asfortranarray(C), np.repeat(C, 2, axis=1)[:, ::2], C[::-1].copy()[::-1]):
+        given = layout.copy(order="K")
+        np.testing.assert_allclose(solve(C=layout, reg=0.1).plan, expected, rtol=1e-9)
+        np.testing.assert_array_equal(layout, given)
 
 
 @pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
@@ -769,7 +822,8 @@ def test_integers_and_booleans_are_accepted(backend, kind):
 
 
 @pytest.mark.parametrize(
-    ("given", "returned", "precision"), [("float16", "float32", 2e-3), ("longdouble", "float64", 1e-9), (">f8", "float64", 1e-12), (">f4", "float32", 1e-5)]
+    ("given", "returned", "precision"),
+    [("float16", "float32", 2e-3), ("longdouble", "float64", 1e-9), (">f8", "float64", 1e-12), (">f4", "float32", 1e-5)],
 )
 def test_other_floating_dtypes_are_accepted(given, returned, precision):
     a, b, cost = (np.asarray(x).astype(given) for x in (np.full(N, 0.25), np.array([0.25, 0.25, 0.125, 0.125, 0.25]), C))
@@ -814,7 +868,7 @@ def test_missing_weights_take_the_mass_of_the_others():
         assert result.success
 
 
-@pytest.mark.parametrize("wrap", [np.float32, np.asarray, lambda x: np.float64(x)])
+@pytest.mark.parametrize("wrap", [np.float32, np.asarray, np.float64])
 def test_scalars_of_numpy_are_accepted(wrap):
     result = solve(reg=wrap(0.125), tol=wrap(2.0**-20), max_iter=np.int64(500))
     assert (result.success, result.reg) == (True, 0.125)
@@ -867,7 +921,7 @@ def test_a_tolerance_below_rounding_stalls(method, tol):
 
 @pytest.mark.parametrize("tol", [1e-19, 0.0])
 def test_the_published_variant_stalls(tol):
-    result = failure(tol=tol, method="sns", options={"variant": "paper"}, reg=0.05)
+    result = failure(tol=tol, method="sns", options={"variant": "paper"}, reg=0.05, max_iter=200)
     assert result.status is Status.STALLED
     check_iterate(result, rel=1.0)
 
@@ -974,10 +1028,10 @@ def test_a_stop_by_the_callback_is_silent(method, stop, raise_on_failure):
 @pytest.mark.parametrize("method", ITERATIVE)
 def test_errors_of_the_callback_are_the_users(method, capsys):
     def callback(intermediate_result):
-        msg = "mine"
+        msg = f"mine, at {intermediate_result.nit}"
         raise ZeroDivisionError(msg)
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    with pytest.raises(ZeroDivisionError, match="mine, at 1"):
         solve(method=method, callback=callback, progress=True, **HARD)
     assert capsys.readouterr().err.endswith("\n"), "the bar is closed"
 
@@ -991,9 +1045,10 @@ def test_errors_of_the_callback_are_the_users(method, capsys):
     ],
 )
 def test_raise_on_failure_raises_with_the_result(changes, status):
-    with warnings.catch_warnings(), pytest.raises(ConvergenceError) as raised:
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        solve(**HARD | changes, raise_on_failure=True)
+        with pytest.raises(ConvergenceError) as raised:
+            solve(**HARD | changes, raise_on_failure=True)
     assert raised.value.result.status is status
     assert str(raised.value) == raised.value.result.message
     check_iterate(raised.value.result, rel=1.0 if status is Status.STALLED else 1e-6)
@@ -1023,10 +1078,12 @@ def test_sns_returns_its_best_iterate(seed, variant):
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        result = solve_ot(rng.random(30) / 30, None, rng.random((30, 25)), reg=1e-3, method="sns", tol=1e-17, options={"variant": variant})
+        cost, settings = rng.random((12, 10)), {"options": {"variant": variant}, "max_iter": 150}
+        result = solve_ot(rng.random(12), None, cost, reg=2e-3, method="sns", tol=1e-17, **settings)
     assert not result.success
-    final = result.history["marginal_error"][np.isclose(result.history["reg"], 1e-3)]
-    assert result.marginal_error <= 3 * min(final) + 1e-14
+    final = result.history["marginal_error"][np.isclose(result.history["reg"], 2e-3)]
+    rounding = 10 * np.finfo(float).eps * (1 + 1 / 2e-3)
+    assert result.marginal_error <= 3 * min(final) + rounding
 
 
 def test_progress_goes_to_stderr_only_when_asked(capsys):

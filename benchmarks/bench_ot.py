@@ -1,0 +1,158 @@
+"""asv benchmarks of optimal transport: speed, memory and accuracy, so that none is bought with another.
+
+The methods come from the registry. Run them with ``asv run --python=same``, once each with ``--quick``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+import otbilevel
+from otbilevel.ot.methods import METHODS
+from otbilevel.ot.row_plan import StoredPlan, Work
+from otbilevel.testing import FAMILIES
+
+ROWS = {row.name: row for row in METHODS}
+PROBLEMS = ("assignment", "cloud-2d", "image-w1")
+REGS = (1e-1, 1e-3)
+SIZE = 1000
+SINKHORN_FROM = 1e-2
+"""Below this regularisation Sinkhorn's method alone needs thousands of iterations."""
+BACKENDS = sorted({backend for row in ROWS.values() for backend in row.backends} - {"array_api_strict"})
+"""Array libraries that someone computes with."""
+
+Arguments = tuple[Any, Any, Any]
+
+
+def skip_what_makes_no_sense(method: str, reg: float) -> None:
+    """Raise NotImplementedError, which asv takes as "skip", for combinations that say nothing."""
+    if method == "exact" and reg != REGS[0]:
+        msg = 'method="exact" knows no regularisation: once is enough'
+        raise NotImplementedError(msg)
+    if method == "sinkhorn" and reg < SINKHORN_FROM:
+        msg = "Sinkhorn's method alone does not get there"
+        raise NotImplementedError(msg)
+
+
+def arrays(family: str, size: int, backend: str = "numpy") -> Arguments:
+    """(a, b, C) of a family, as arrays of a library that is installed."""
+    problem = FAMILIES[family](size, 0)
+    if backend == "numpy":
+        return problem.a, problem.b, problem.C
+    try:
+        library = importlib.import_module(backend)
+    except ImportError as error:
+        raise NotImplementedError(backend) from error
+    return tuple(library.asarray(x) for x in (problem.a, problem.b, problem.C))
+
+
+def solve(arguments: Arguments, method: str, reg: float) -> otbilevel.OTResult:
+    return otbilevel.solve_ot(*arguments, method=method, reg=None if method == "exact" else reg)
+
+
+class Solve:
+    """Every method on problems that differ in what makes them hard."""
+
+    params = (list(ROWS), PROBLEMS, REGS)
+    param_names = ("method", "problem", "reg")
+
+    def setup(self, method: str, problem: str, reg: float) -> None:
+        skip_what_makes_no_sense(method, reg)
+        self.arguments = arrays(problem, SIZE)
+        solve(self.arguments, method, reg)  # compiles the kernels, or reads them from the cache
+
+    def time_solve(self, method: str, problem: str, reg: float) -> None:  # noqa: ARG002 -- asv passes all parameters
+        solve(self.arguments, method, reg)
+
+    def peakmem_solve(self, method: str, problem: str, reg: float) -> None:  # noqa: ARG002
+        solve(self.arguments, method, reg)
+
+
+class Quality:
+    """What the solutions of `Solve` are worth, and what they take. All are solved once, in `setup_cache`."""
+
+    params = Solve.params
+    param_names = Solve.param_names
+
+    def setup_cache(self) -> dict[tuple[str, str, float], dict[str, float]]:
+        figures = {}
+        for method in ROWS:
+            for problem in PROBLEMS:
+                for reg in REGS:
+                    try:
+                        skip_what_makes_no_sense(method, reg)
+                    except NotImplementedError:
+                        continue
+                    figures[method, problem, reg] = self.measure(method, problem, reg)
+        return figures
+
+    def measure(self, method: str, problem: str, reg: float) -> dict[str, float]:
+        a, b, C = arrays(problem, SIZE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", otbilevel.ConvergenceWarning)  # the figures tell
+            result = solve((a, b, C), method, reg)
+        error = np.abs(result.plan.sum(axis=1) - a).sum() + np.abs(result.plan.sum(axis=0) - b).sum()
+        return {"marginal_error": float(error), "gap": result.gap, "gap_exact": result.gap_exact, "nsweep": result.nsweep}
+
+    def setup(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> None:  # noqa: ARG002
+        skip_what_makes_no_sense(method, reg)
+
+    def track_marginal_error(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> float:
+        return figures[method, problem, reg]["marginal_error"]
+
+    def track_gap(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> float:
+        return figures[method, problem, reg]["gap"]
+
+    def track_gap_exact(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> float:
+        return figures[method, problem, reg]["gap_exact"]
+
+    def track_nsweep(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> float:
+        return figures[method, problem, reg]["nsweep"]
+
+    track_marginal_error.unit = "L1 error"
+    track_gap.unit = track_gap_exact.unit = "cost"
+    track_nsweep.unit = "sweeps"
+
+
+class Backends:
+    """Every method on every array library, for one problem of moderate size."""
+
+    params = (BACKENDS, list(ROWS))
+    param_names = ("backend", "method")
+    problem, size, reg = "cloud-2d", 300, 1e-2
+
+    def setup(self, backend: str, method: str) -> None:
+        if backend not in ROWS[method].backends:
+            raise NotImplementedError(backend)
+        self.arguments = arrays(self.problem, self.size, backend)
+        solve(self.arguments, method, self.reg)
+
+    def time_solve(self, backend: str, method: str) -> None:  # noqa: ARG002
+        solve(self.arguments, method, self.reg)
+
+
+class Kernels:
+    """The two passes that everything is made of, over a stored plan."""
+
+    params = (BACKENDS, ("single", "double"), (500, 2000))
+    param_names = ("backend", "precision", "size")
+    problem, reg = "cloud-2d", 1e-2
+
+    def setup(self, backend: str, precision: str, size: int) -> None:
+        a, b, C = arrays(self.problem, size, backend)
+        geometry = otbilevel.DenseCost(C)
+        self.single = precision == "single"
+        self.a, self.g = a, 0.0 * b
+        self.plan = StoredPlan.dense(geometry, a, Work(), single=self.single)
+        self.time_sweep()
+        self.time_product()
+
+    def time_sweep(self, *_: Any) -> None:
+        self.plan.sweep(self.g, self.reg, single=self.single)
+
+    def time_product(self, *_: Any) -> None:
+        self.plan.product(self.a, self.g)
