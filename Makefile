@@ -36,7 +36,7 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/bench.stamp
-	$(BIN)/asv machine --yes
+	$(BIN)/asv machine --yes > /dev/null
 	$(BIN)/asv run --quick --python=same --show-stderr
 	$(BIN)/python benchmarks/compare_pot.py --quick
 

@@ -66,7 +66,7 @@ def write_methods() -> None:
 
 
 def escape_mathematics(*args: Any) -> None:
-    """Let docstrings hold formulas as plain text: |x| is no substitution, and a reference that begins with an initial is no list."""
+    """Let docstrings hold formulas as plain text: |x| is no substitution, a reference with an initial in front no list."""
     lines: list[str] = args[-1]
     for k, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):

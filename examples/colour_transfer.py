@@ -15,6 +15,7 @@ pillow (for the photos), matplotlib, and POT for the comparison.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -40,10 +41,8 @@ try:
 except ImportError:
     pot = None
 
-TOL = 1e-9
-"""L1 error of both marginals together that both solvers are asked for."""
-OURS, POT = "#d9480f", "#0b7285"
-"""Colours of the two solvers."""
+TOL = 1e-9  # L1 error of both marginals together that both solvers are asked for
+OURS, POT = "#d9480f", "#0b7285"  # colours of the two solvers
 
 
 # %%
@@ -182,8 +181,8 @@ def print_table(runs: dict[str, Run], figures: dict[str, dict[str, float]]) -> N
 # From some pixels to the whole photo
 # -----------------------------------
 # The column potentials extend the plan to every colour c. Its mass goes to the targets y_j in proportion to
-# b_j exp((g_j - |c - y_j|^2) / reg), and their mean is the entropic map T(c) [2]_. It is tabulated on a grid of colours, and the
-# table is averaged over neighbouring colours: sharp edges of T would show as bands in a clear sky. Where T is steep it also
+# ``b_j exp((g_j - |c - y_j|^2) / reg)``, and their mean is the entropic map T(c) [2]_. It is tabulated on a grid of colours, and
+# the table is averaged over neighbouring colours: sharp edges of T would show as bands in a clear sky. Where T is steep it also
 # magnifies the grain and the compression blocks of a photo; so the change of colour, T(c) - c, goes through a filter that keeps
 # the photo's own edges [3]_ [4]_.
 #
@@ -277,7 +276,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=2000, help="pixels taken from each photo (default: %(default)s)")
     parser.add_argument("--reg", type=float, default=3e-3, help="regularisation; RGB is in [0, 1] (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pixels (default: %(default)s)")
-    default = Path(__file__).parent / "output" / "colour_transfer.png"
+    default = Path(sys.argv[0]).parent / "output" / "colour_transfer.png"  # the documentation runs this without __file__
     parser.add_argument("--output", type=Path, default=default, help="the picture (default: output/ beside this file)")
     options = parser.parse_args()
     reg, rng = options.reg, np.random.default_rng(options.seed)

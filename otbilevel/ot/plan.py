@@ -182,9 +182,12 @@ class EntropicPlan(Plan):
 
     def dense(self) -> Array:
         p = self.problem
-        block = p.geometry.kernels.plan_rows(p.geometry.cost, self.f, self.g, p.reg, p.a, 0, p.geometry.shape[0])
-        full = p.targets.expand(p.sources.expand(p.mass * block).T).T
-        return p.xp.astype(full, p.dtype)
+        weights = p.mass * p.a
+        block = p.geometry.kernels.plan_rows(p.geometry.cost, self.f, self.g, p.reg, weights, 0, p.geometry.shape[0])
+        full = p.sources.expand(block)
+        if p.targets.dropped is not None:
+            full = p.targets.expand(full.T).T
+        return p.xp.astype(full, p.dtype, copy=False)
 
     def csr(self, drop: float) -> sparse.csr_array:
         p = self.problem

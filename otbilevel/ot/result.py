@@ -218,12 +218,16 @@ def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor,
     if status is Status.SUCCESS:
         return f"converged: marginal error {error:.2g} <= tol = {problem.tol:.2g}"
     floor = problem.rounding_floor
+    if error > 1e3 * floor:
+        stall = "the steps no longer help, as happens where many costs tie: raise reg, or raise tol"
+    else:
+        stall = f"no further progress; double precision allows about {floor:.1g} here: raise tol, or raise reg"
     faster = ' use method="sns",' if method == "sinkhorn" else ""
     advice = {
         Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
         Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
         Status.CALLBACK_STOP: "the callback asked to stop",
         Status.NOT_FINITE: "a number is not finite: rescale C, whose entries divided by reg must stay far below 1e300",
-        Status.STALLED: f"no further progress; double precision allows about {floor:.1g} here: raise tol, or raise reg",
+        Status.STALLED: stall,
     }[status]
     return f"not converged, marginal error {error:.2g} > tol = {problem.tol:.2g}: {advice}"

@@ -135,7 +135,7 @@ def scale(
     relaxation: float = 1.0,
     observe: Callable[[float, Array, Array], object] | None = None,
 ) -> tuple[Array, list[float]]:
-    """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v exceeds `reach`.
+    """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v leaves its range.
 
     Entries of K below exp(-708) (single precision: exp(-88)) are stored as zero; while log v stays below `reach` they
     cannot matter.
@@ -148,14 +148,15 @@ def scale(
         Marginal errors before the first and after each pass.
     """
     xp = array_namespace(b)
-    g, log_b, nothing = plan.g, xp.log(b), 1e-300
+    g, log_b, nothing = plan.g, xp.log(b), xp.full_like(b, 1e-300)
+    most = xp.full_like(b, reach)
     columns, errors = plan.column_sums, [marginal_error(plan, b)]
     log_v = xp.zeros_like(b)
     while True:
-        log_v = log_v + relaxation * xp.clip(log_b - xp.log(xp.clip(columns, nothing, None)), None, reach)
+        log_v = log_v + relaxation * xp.minimum(log_b - xp.log(xp.maximum(columns, nothing)), most)
         if len(errors) > 1 and enough(errors):
             break
-        if float(xp.max(log_v)) > reach:
+        if float(xp.max(log_v)) > reach or float(xp.min(log_v)) < -REACH_DOUBLE:  # below, K v would underflow
             break
         columns, row_error = plan.scaling_pass(xp.exp(log_v), relaxation)
         errors.append(float(xp.sum(xp.abs(columns - b))) + row_error)

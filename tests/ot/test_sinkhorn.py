@@ -1,9 +1,12 @@
 """Sinkhorn's method: in every regime the same fixed point, and iterations that mean what they say."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from otbilevel import PointCloud, solve_ot
+from otbilevel import ConvergenceWarning, PointCloud, solve_ot
+from otbilevel._core.result import Status
 from otbilevel.testing.ot_problems import FAMILIES
 
 
@@ -41,6 +44,20 @@ def test_scaling_is_absorbed_before_it_underflows():
     assert result.success
     assert np.all(np.isfinite(result.history["marginal_error"]))
     assert result.nsweep > 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_scalings_that_sink_together_are_absorbed_too(seed):
+    """Far targets pull all log v down for thousands of iterations: absorbed in time, they never underflow K v."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.random(5), rng.random(5) ** 4
+    C = (x[:, None] - y[None, :]) ** 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = solve_ot(None, None, C, reg=2e-4, method="sinkhorn", max_iter=5000)
+    assert result.status in (Status.SUCCESS, Status.ITERATION_LIMIT)
+    assert np.all(np.isfinite(result.history["marginal_error"]))
+    assert np.all(np.diff(result.history["marginal_error"]) < 1e-9)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
