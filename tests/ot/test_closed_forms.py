@@ -102,7 +102,7 @@ def test_entropic_gaussians_in_the_plane():
 
 
 def test_bures_distance_from_samples_of_its_optimal_map():
-    """The exact cost of a cloud and its image under a symmetric positive definite map is that of the map, as in Brenier's theorem."""
+    """The exact cost of a cloud and its image under a symmetric positive definite map is that of the map (Brenier)."""
     rng = np.random.default_rng(4)
     x = rng.standard_normal((80, 2))
     map_ = np.array([[1.5, 0.4], [0.4, 0.7]])

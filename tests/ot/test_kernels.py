@@ -164,7 +164,7 @@ def test_a_laplacian_of_the_stored_plan_is_exact_in_single_precision():
 @pytest.mark.parametrize("kind", COSTS)
 def test_active_set_holds_the_pairs_above_the_threshold(kind, n_threads):
     geometry = make(kind, (37, 23))
-    a, f, g, reg = state(geometry)
+    _, f, g, reg = state(geometry)
     threshold = -3 * reg
     active = cpu.active_set(geometry.cost, f, g, threshold, np.inf)
     rows = geometry.rows(0, 37)
