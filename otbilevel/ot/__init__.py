@@ -1,6 +1,7 @@
 """Optimal transport: geometry -> problem -> method -> result."""
 
-from otbilevel.ot.geometry import DenseCost, PointCloud
+from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
 

@@ -11,7 +11,8 @@ from scipy import sparse
 from scipy.sparse.csgraph import maximum_flow
 
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
-from otbilevel.ot.geometry import DenseCost, Geometry
+from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.geometry import Geometry
 
 
 @dataclass(frozen=True, eq=False)
