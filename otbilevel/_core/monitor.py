@@ -57,7 +57,7 @@ class Monitor:
         self.history: dict[str, list[float]] = {"seconds": []}
         self.status: Status | None = None
         self._start = time.perf_counter()
-        self._bar = tqdm(desc=description, unit="it", disable=not progress)
+        self._bar = tqdm(desc=description, unit="it") if progress else None  # even a disabled one starts a thread
 
     @property
     def stopped(self) -> bool:
@@ -87,7 +87,7 @@ class Monitor:
         self.history["seconds"].append(self.seconds)
         for name, value in figures.items():
             self.history.setdefault(name, []).append(value)
-        if not self._bar.disable:
+        if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.2e}" for name, value in figures.items()}, refresh=False)
             self._bar.update()
         if any(math.isnan(value) for value in figures.values()):
@@ -105,4 +105,5 @@ class Monitor:
 
     def close(self) -> None:
         """Finish the progress bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

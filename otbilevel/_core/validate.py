@@ -7,6 +7,8 @@ import numbers
 import operator
 from typing import Any
 
+import numpy as np
+
 
 def real(
     value: Any,
@@ -65,10 +67,10 @@ def integer(value: Any, name: str, *, low: int = 0) -> int:
 
 def boolean(value: Any, name: str) -> bool:
     """Return `value` if it is a bool, else raise TypeError."""
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         msg = f"{name} must be True or False, got {_describe(value)}"
         raise TypeError(msg)
-    return value
+    return bool(value)
 
 
 def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:

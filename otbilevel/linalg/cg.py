@@ -12,6 +12,9 @@ from otbilevel._core.array import Array, array_namespace, as_array
 from otbilevel._core.result import Result, Status
 from otbilevel.linalg.operators import LinearOperator
 
+NOISE = 64 * 2.0**-52
+"""Curvature relative to that of the operator's size that rounding explains."""
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CGResult(Result):
@@ -51,6 +54,7 @@ def cg(
     norm: Callable[[Array], float] | None = None,
     interrupt: Callable[[], bool] | None = None,
     verify: bool = True,
+    rounding: Array | None = None,
 ) -> CGResult:
     """Solve A x = b for a symmetric positive (semi-)definite A by preconditioned conjugate gradients.
 
@@ -75,6 +79,9 @@ def cg(
     verify : bool
         Compute the residual afresh at the end, at the cost of one more product, and go on from it where the recursion had drifted
         away: in rounding the residual of the recursion falls for ever.
+    rounding : (n,) array, optional
+        Diagonal d >= 0 such that a product A p is rounded by about eps d |p|. A curvature p'Ap below the rounding of
+        p'diag(d)p is noise, of either sign, and ends the solve.
 
     Returns
     -------
@@ -116,7 +123,7 @@ def cg(
     scale = size = measure(b)
     state, verified = _State(xp.zeros_like(b), b, size), math.inf
     while True:
-        _descend(operator, state, preconditioner or _identity, measure, tol * scale, limit, interrupt)
+        _descend(operator, state, preconditioner or _identity, measure, tol * scale, limit, interrupt, rounding)
         if not verify or state.nit == 0:
             break
         state.r = b - operator.matvec(state.x)
@@ -148,6 +155,7 @@ def _descend(
     target: float,
     limit: int,
     interrupt: Callable[[], bool] | None,
+    rounding: Array | None,
 ) -> None:
     """Conjugate gradients from `state` until the residual of the recursion is at most `target`, or something ends them."""
     xp = array_namespace(state.r)
@@ -162,8 +170,9 @@ def _descend(
             return
         q = operator.matvec(p)
         curvature = float(xp.vecdot(p, q))
-        if not 0 < curvature < math.inf:
-            state.ended = Status.NUMERICAL_FAILURE if -math.inf < curvature <= 0 else Status.NOT_FINITE
+        noise = 0.0 if rounding is None else NOISE * float(xp.vecdot(p, rounding * p))
+        if not noise < curvature < math.inf:
+            state.ended = Status.NUMERICAL_FAILURE if -math.inf < curvature <= noise else Status.NOT_FINITE
             return
         alpha = rz / curvature
         state.x, state.r = state.x + alpha * p, state.r - alpha * q
@@ -179,12 +188,15 @@ _MESSAGES = {
     Status.ITERATION_LIMIT: "iteration limit: raise max_iter, precondition, or add damping",
     Status.STALLED: "the residual of the recursion is below the tolerance, the true one is not: rounding allows no more",
     Status.TIME_LIMIT: "interrupted by the caller",
-    Status.NUMERICAL_FAILURE: "negative curvature: the operator is not positive definite; add damping or use MINRES",
+    Status.NUMERICAL_FAILURE: "negative curvature, or none beyond rounding: the operator is not positive definite; add damping",
     Status.NOT_FINITE: "a product, or the right-hand side, is not finite",
 }
 
 
 def _check(operator: LinearOperator, b: Any) -> Array:
+    if not isinstance(operator, LinearOperator):
+        msg = f"operator must have a shape and a matvec, got {type(operator).__name__}"
+        raise TypeError(msg)
     b = as_array(b, "b")
     if len(b.shape) != 1 or tuple(operator.shape) != (b.shape[0], b.shape[0]):
         shapes = f"{tuple(b.shape)} and {tuple(operator.shape)}"

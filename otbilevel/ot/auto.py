@@ -9,9 +9,10 @@ from otbilevel._core import validate
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import RowPlan, StoredPlan, Work
-from otbilevel.ot.sinkhorn import REACH_SINGLE, iterate, marginal_error, report, scale
+from otbilevel.ot.result import OTResult
+from otbilevel.ot.row_plan import RowPlan, StoredPlan
+from otbilevel.ot.run import Run
+from otbilevel.ot.sinkhorn import iterate, scale
 
 TRIAL = (3, 8)
 """Passes at least and at most from which the contraction is measured."""
@@ -42,43 +43,47 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
     The first contraction is often better than the last: Sinkhorn's method gets three times the promised iterations,
     then it is `sns`, too.
     """
-    work = Work()
-    plan = sns.make_plan(problem, work)
+    run = Run(problem, monitor)
+    plan = sns.make_plan(run)
+    trial = _Trial(plan, run)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg, single=True)
-    trial = _Trial(plan, monitor, problem.tol)
     g = plan.g
-    if report(monitor, plan, marginal_error(plan, problem.b)):
-        g, _ = scale(plan, problem.b, trial, reach=REACH_SINGLE)
-    if monitor.stopped:
+    if run.report(plan):
+        g, _ = scale(plan, problem.b, trial)
+    if run.stopped:
         plan.sweep(g, problem.reg)
-        return entropic_result(problem, plan.f, g, method="sinkhorn", monitor=monitor, work=work)
+        run.offer(plan)
+        return run.finish("sinkhorn")
     if trial.promising:
         if problem.geometry.dense:
-            double: RowPlan = StoredPlan.dense(problem.geometry, problem.a, work, single=False)
-            double.f = plan.f
-        else:
-            double = plan
-        double.sweep(g, problem.reg)
-        best = iterate(double, problem, monitor, at_most=3 * WORTH_WHILE)
-        if monitor.stopped or best.error <= max(problem.tol, 100 * problem.rounding_floor):
-            return entropic_result(problem, best.f, best.g, method="sinkhorn", monitor=monitor, work=work)
-    return sns.solve_robust(plan, problem, sns.SNSOptions(), monitor)
+            del plan, trial  # make room for the plan in double precision
+            plan = StoredPlan.dense(problem.geometry, problem.a, run.work, single=False)
+        plan.sweep(g, problem.reg)
+        iterate(plan, run, at_most=3 * WORTH_WHILE)
+        if run.stopped or run.best_error <= problem.tol or problem.at_floor(run.best_error):
+            return run.finish("sinkhorn")
+        plan = sns.make_plan(run)
+    return sns.solve_robust(plan, sns.SNSOptions(), run)
 
 
 class _Trial:
     """Ends the trial passes, and tells in `promising` whether the measured contraction reaches the tolerance soon enough."""
 
-    def __init__(self, plan: RowPlan, monitor: Monitor, tol: float) -> None:
-        self.plan, self.monitor, self.tol = plan, monitor, tol
+    def __init__(self, plan: RowPlan, run: Run) -> None:
+        self.plan, self.run = plan, run
         self.promising = False
 
     def __call__(self, errors: list[float]) -> bool:
         """Decide from the errors before and after each pass so far."""
-        if not report(self.monitor, self.plan, errors[-1]):
+        if not self.run.report(self.plan):
             return True
         passes, contraction = len(errors) - 1, errors[-1] / errors[-2] if errors[-2] > 0 else 0.0
+        if errors[-1] <= sns.CERTIFIED_FROM:
+            self.promising = True
+            return True
         if passes < TRIAL[0]:
             return False
-        missing = max(0.0, math.log(max(errors[-1], 1e-300) / max(self.tol, 1e-16)))
-        self.promising = contraction < 1 and passes + missing <= WORTH_WHILE * max(-math.log(max(contraction, 1e-300)), 1e-300)
-        return not self.promising or passes >= TRIAL[1] or errors[-1] <= sns.CERTIFIED_FROM
+        missing = math.log(errors[-1] / max(self.run.problem.tol, 1e-16))
+        speed = -math.log(max(contraction, 1e-300))
+        self.promising = speed > 0 and passes + missing / speed <= WORTH_WHILE
+        return not self.promising or passes >= TRIAL[1]

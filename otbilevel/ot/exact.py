@@ -15,6 +15,7 @@ from otbilevel._core.array import device, to_numpy
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import Status
 from otbilevel.ot.explicit_plan import ExplicitPlan
+from otbilevel.ot.plan import c_transform_columns, c_transform_rows, finite
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 
@@ -33,6 +34,12 @@ class ExactOptions:
 
     def __post_init__(self) -> None:
         validate.choice(self.solver, "solver", ("auto", "network-simplex", "highs"))
+
+
+GAP = 1e-8
+"""Duality gap, relative to the range of the cost, up to which a vertex counts as optimal."""
+LARGEST_LIMIT = 2**31 - 1
+"""The largest iteration limit that the solvers understand."""
 
 
 class Vertex(NamedTuple):
@@ -58,15 +65,20 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     if options.solver == "network-simplex" and pot is None:
         msg = 'solver="network-simplex" needs POT: pip install "otbilevel[pot]"'
         raise ImportError(msg)
-    cost = np.array(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])))
+    cost, shift, unit = _normalise(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])), problem)
     a, b = to_numpy(problem.a), to_numpy(problem.b)
     vertex = _highs(a, b, cost, monitor) if pot is None else _network_simplex(pot, a, b, cost, monitor)
     xp, where = problem.xp, device(problem.a)
-    f, g = (xp.asarray(v, dtype=xp.float64, device=where) for v in (vertex.f, vertex.g))
+    f, g = (xp.asarray(v, dtype=xp.float64, device=where) for v in (unit * vertex.f + shift, unit * vertex.g))
+    if vertex.status is not Status.SUCCESS:  # duals on the way may be infeasible: make them feasible
+        g = finite(xp, c_transform_columns(problem.geometry, f))
+        f = c_transform_rows(problem.geometry, g)
     plan = ExplicitPlan(problem, vertex.coupling, f, g)
     error, status, message = plan.marginal_error, vertex.status, vertex.message
     if status is Status.SUCCESS and error > problem.tol:
         status, message = Status.NUMERICAL_FAILURE, f"the marginals are off by {error:.2g} > tol = {problem.tol:.2g}"
+    elif status is Status.SUCCESS and plan.gap_exact() > GAP * problem.mass * unit:
+        status, message = Status.NUMERICAL_FAILURE, f"the duality gap is {plan.gap_exact():.2g}, no vertex is proved optimal"
     if status is Status.ITERATION_LIMIT:
         message = f"the limit max_iter = {monitor.max_iter} is reached: raise it"
     success = status is Status.SUCCESS
@@ -86,6 +98,13 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     )
 
 
+def _normalise(cost: np.ndarray, problem: OTProblem) -> tuple[np.ndarray, float, float]:
+    """Costs from 0 to at most 2, as the solvers' tolerances are absolute; and the shift and the unit that were taken out."""
+    low, high = problem.geometry.bounds
+    unit = 2.0 ** np.floor(np.log2(high - low)) if high > low else 1.0
+    return (cost - low) / unit, low, float(unit)
+
+
 def _import_pot() -> ModuleType | None:
     """POT, or None when it is not installed (a folder called "ot" on the path is not POT)."""
     try:
@@ -96,13 +115,17 @@ def _import_pot() -> ModuleType | None:
 
 
 def _network_simplex(pot: ModuleType, a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
-    finite = cost[np.isfinite(cost)]
-    # A forbidden pair costs more than any detour through allowed ones, of which there are at most min(n, m).
-    forbidden = float(finite.max()) + (float(np.ptp(finite)) + 1.0) * (min(cost.shape) + 1)
+    # A forbidden pair costs more than any detour through allowed ones, of which there are at most min(n, m), each at most 2.
+    forbidden = 2.0 * (min(cost.shape) + 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its warnings come back as the result code
         coupling, log = pot.emd(
-            a, b, np.where(np.isfinite(cost), cost, forbidden), numItermax=monitor.max_iter, log=True, check_marginals=False
+            a,
+            b,
+            np.where(np.isfinite(cost), cost, forbidden),
+            numItermax=min(monitor.max_iter, LARGEST_LIMIT),
+            log=True,
+            check_marginals=False,
         )
     # What rounding in the weights leaves on forbidden pairs is dropped, and shows in the marginal error.
     coupling[~np.isfinite(cost)] = 0.0
@@ -123,7 +146,11 @@ def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> 
         A_eq=sums,
         b_eq=np.concatenate([a, b * (a.sum() / b.sum())]),
         method="highs",
-        options={"maxiter": monitor.max_iter, "primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+        options={
+            "maxiter": min(monitor.max_iter, LARGEST_LIMIT),
+            "primal_feasibility_tolerance": 1e-10,
+            "dual_feasibility_tolerance": 1e-10,
+        },
     )
     status = {0: Status.SUCCESS, 1: Status.ITERATION_LIMIT}.get(solution.status, Status.NUMERICAL_FAILURE)
     if solution.x is None:  # it keeps its iterate to itself

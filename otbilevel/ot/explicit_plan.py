@@ -10,8 +10,9 @@ from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.kernels.generic import row_blocks
-from otbilevel.ot.plan import Plan, c_transform_columns, c_transform_rows, finite, user_csr
+from otbilevel.ot.plan import Plan, c_transform_columns, c_transform_rows, extend_potentials, finite, user_csr
 from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.rounding import Exact, RankOne, Rounding
 
 
 @dataclass(eq=False)
@@ -33,16 +34,14 @@ class ExplicitPlan(Plan):
 
     def potentials(self) -> tuple[Array, Array]:
         p, xp = self.problem, self.problem.xp
-        f, g = self.f, self.g
-        shift = 0.5 * (float(xp.sum(p.a * f)) - float(xp.sum(p.b * g)))
-        f, g = f - shift, g + shift
-        inner_f, inner_g = f, g
-        if p.sources.dropped is not None:
-            part = p.whole.restrict(p.sources.dropped, p.targets.indices)
-            f = p.sources.merge(f, finite(xp, c_transform_rows(part, inner_g)))
-        if p.targets.dropped is not None:
-            part = p.whole.restrict(p.sources.indices, p.targets.dropped)
-            g = p.targets.merge(g, finite(xp, c_transform_columns(part, inner_f)))
+        shift = 0.5 * (float(xp.sum(p.a * self.f)) - float(xp.sum(p.b * self.g)))
+        f, g = extend_potentials(
+            p,
+            self.f - shift,
+            self.g + shift,
+            lambda part, g: finite(xp, c_transform_rows(part, g)),
+            lambda part, f: finite(xp, c_transform_columns(part, f)),
+        )
         return xp.astype(f, p.dtype), xp.astype(g, p.dtype)
 
     @cached_property
@@ -68,8 +67,16 @@ class ExplicitPlan(Plan):
     def gap(self) -> float:
         return self.gap_exact()
 
-    def linear_of_rounded(self) -> float:
-        return self._linear
+    def rows(self, low: int, high: int) -> Array:
+        return self._native(self.matrix[low:high].toarray())
+
+    @cached_property
+    def rounding(self) -> Rounding | None:
+        if self.marginal_error <= 1e-13:
+            return Exact()
+        if self.problem.geometry.has_forbidden_pairs:
+            return None
+        return RankOne.of(self.problem, self.rows, self.row_sums)
 
     def dense(self) -> Array:
         p = self.problem
@@ -79,6 +86,17 @@ class ExplicitPlan(Plan):
     def csr(self, drop: float) -> sparse.csr_array:  # noqa: ARG002 -- a vertex has at most n + m - 1 entries: all are kept
         coo = self.matrix.tocoo()
         return user_csr(self.problem, coo.row, coo.col, coo.data)
+
+    def conditional_means(self, y: Array) -> Array:
+        """A source of zero weight goes to its cheapest target, where C_ij - g_j is least."""
+        p, xp = self.problem, self.problem.xp
+        targets = p.targets.restrict(y)
+        means = self.product(targets, 1) / self.row_sums[:, None]
+        if p.sources.dropped is None:
+            return means
+        part = p.whole.restrict(p.sources.dropped, p.targets.indices)
+        cheapest = [xp.argmin(part.rows(low, high) - self.g[None, :], axis=1) for low, high in row_blocks(part.shape)]
+        return p.sources.merge(means, xp.take(targets, xp.concat(cheapest), axis=0))
 
     def product(self, vectors: Array, axis: int) -> Array:
         matrix = self.matrix if axis == 1 else self.matrix.T

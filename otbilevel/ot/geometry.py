@@ -7,7 +7,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
 
-from otbilevel._core.array import Array, device
+from otbilevel._core.array import Array, array_namespace, device
 from otbilevel.ot import kernels
 
 
@@ -18,14 +18,11 @@ class Geometry(ABC):
     ----------
     shape : tuple of int
         ``(n, m)``.
-    xp : module
-        Array namespace of the data.
     dtype
         Floating dtype of the data.
     """
 
     shape: tuple[int, int]
-    xp: ModuleType
     dtype: Any
     dense: ClassVar[bool]
     """Whether an n x m array exists already, so that a method may store another one."""
@@ -52,9 +49,19 @@ class Geometry(ABC):
         """The data by the names of the arguments that gave them."""
 
     @property
+    def xp(self) -> ModuleType:
+        """Array namespace of the data."""
+        namespace: ModuleType = array_namespace(next(iter(self.arrays.values())))
+        return namespace
+
+    @property
     def device(self) -> Any:
         """Where the data live."""
         return device(next(iter(self.arrays.values())))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Modules, and what is made for them, are found again after unpickling."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("kernels", "kernel_cost")}
 
     @cached_property
     def kernels(self) -> ModuleType:
@@ -62,14 +69,14 @@ class Geometry(ABC):
         return kernels.select(self.xp)
 
     @cached_property
-    def cost(self) -> Any:
+    def kernel_cost(self) -> Any:
         """What `kernels` take as `cost`."""
         return self if self.kernels is kernels.generic else self._compiled_cost()
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest finite cost. One pass over the cost, O(n m)."""
-        low, high = self.kernels.cost_bounds(self.cost, self.shape)
+        low, high = self.kernels.cost_bounds(self.kernel_cost, self.shape)
         return float(low), float(high)
 
     @property

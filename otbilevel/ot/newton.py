@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from otbilevel._core.array import Array, array_namespace
-from otbilevel._core.monitor import Monitor
 from otbilevel.linalg import cg
 from otbilevel.ot.row_plan import RowPlan
-from otbilevel.ot.sinkhorn import REACH_SINGLE, marginal_error, report, scale
+from otbilevel.ot.run import Run
+from otbilevel.ot.sinkhorn import scale
 
 CLIP = 6.0
 """Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
 SMOOTHING_PASSES = 3
 """Scaling passes after a step that was cut."""
 SMOOTHABLE = 1e-6
-"""Error below which these passes, on a K in single precision, would do harm; a step that fails there has met the rounding floor."""
+"""Error below which these passes, on a K in single precision, would do harm; a step that fails there is the last."""
 STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
@@ -49,34 +49,34 @@ class NewtonRule:
     abandon: Callable[[], bool] = _never
 
 
-def newton(plan: RowPlan, b: Array, rule: NewtonRule, monitor: Monitor) -> int:
-    """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept. Returns the steps taken."""
-    errors = [marginal_error(plan, b)]
+def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
+    """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
+    b = run.problem.b
+    errors = [run.error(plan)]
+    run.offer(plan)
     for step in range(rule.max_steps):
-        if errors[-1] <= rule.tol or monitor.stopped or rule.abandon():
-            return step
+        if errors[-1] <= rule.tol or run.stopped or rule.abandon() or not math.isfinite(errors[-1]):
+            return
         if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
-            return step
-        if not math.isfinite(errors[-1]):
-            return step
+            return
         start, reg = plan.g, plan.reg
-        direction, clipped = _direction(plan, b, errors[-1], rule, monitor)
+        direction, clipped = _direction(plan, errors[-1], rule, run)
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
             plan.sweep(start, reg, single=rule.single)
             if errors[-1] < SMOOTHABLE:
-                return step
+                return
         if (clipped or length < 1.0) and errors[-1] > SMOOTHABLE:
-            g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES, reach=REACH_SINGLE)
+            g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
             plan.sweep(g, reg, single=rule.single)
-        errors.append(marginal_error(plan, b))
-        report(monitor, plan, errors[-1])
-    return rule.max_steps
+        errors.append(run.error(plan))
+        run.nit_newton += 1
+        run.report(plan)
 
 
-def _direction(plan: RowPlan, b: Array, error: float, rule: NewtonRule, monitor: Monitor) -> tuple[Array, bool]:
+def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple[Array, bool]:
     """Solve L x = b - c to an accuracy that suits the present error; return reg x, and whether it had to be clipped."""
-    xp = array_namespace(b)
+    xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
     r = b - plan.column_sums
     r = r - laplacian.degree * (xp.sum(r) / xp.sum(laplacian.degree))  # into the range of L
@@ -92,7 +92,8 @@ def _direction(plan: RowPlan, b: Array, error: float, rule: NewtonRule, monitor:
         tol=forcing,
         max_iter=rule.max_cg,
         norm=l1,
-        interrupt=monitor.overdue,
+        interrupt=run.monitor.overdue,
+        rounding=laplacian.degree,
         verify=False,
     )
     d = solution.x - xp.sort(solution.x)[b.shape[0] // 2]  # the gauge in which most potentials stay
@@ -113,7 +114,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
     for _ in range(6):
         plan.sweep(start + length * d, plan.reg, single=rule.single)
         trial = float(xp.vecdot(b - plan.column_sums, d))
-        if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or marginal_error(plan, b) < 0.5 * error:
+        if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or plan.marginal_error(b) < 0.5 * error:
             return length
         if trial > 0:
             low, slope_low = length, trial

@@ -6,6 +6,7 @@ A plan works on the problem of positive weights and unit mass, and answers in th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -17,7 +18,7 @@ from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.rounding import Certificates, certificates
+from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
 
 
 class Plan(ABC):
@@ -70,8 +71,13 @@ class Plan(ABC):
         """Objective at the rounded plan minus dual value."""
 
     @abstractmethod
-    def linear_of_rounded(self) -> float:
-        """<Q, C> of the rounded plan, for unit mass."""
+    def rows(self, low: int, high: int) -> Array:
+        """The rows [low, high) of the plan of unit mass, on the support."""
+
+    @cached_property
+    @abstractmethod
+    def rounding(self) -> Rounding | None:
+        """How to make the marginals exact; None when no way was found."""
 
     @abstractmethod
     def dense(self) -> Array:
@@ -86,12 +92,21 @@ class Plan(ABC):
         """The plan of unit mass, on the support, times vectors (k columns), summed over `axis`."""
 
     def gap_exact(self) -> float:
-        """<Q, C> minus the unregularised dual value of the c-transformed potentials."""
-        p = self.problem
+        """<Q, C> minus the unregularised dual value of the c-transformed potentials; infinite when there is no Q.
+
+        As Q has the exact marginals, that is sum Q_ij (C_ij - f_i - g_j), a sum of terms >= 0: it cannot cancel.
+        """
+        if self.rounding is None:
+            return float("inf")
+        p, xp, total = self.problem, self.problem.xp, 0.0
         g = c_transform_columns(p.geometry, self.f)
         f = c_transform_rows(p.geometry, g)
-        dual = float(p.xp.sum(p.a * f)) + float(p.xp.sum(p.b * g))
-        return p.mass * max(0.0, self.linear_of_rounded() - dual)
+        for low, high in row_blocks(p.geometry.shape):
+            slack = p.geometry.rows(low, high) - f[low:high, None] - g[None, :]
+            q = self.rounding.rows(low, high, self.rows(low, high))
+            used = q > 0
+            total += float(xp.sum(q * xp.where(used & (slack > 0), slack, xp.zeros_like(slack))))
+        return p.mass * total
 
     def apply(self, vectors: Array, axis: int) -> Array:
         """The plan times vectors, in the user's points, mass and dtype."""
@@ -102,11 +117,9 @@ class Plan(ABC):
         product = p.mass * self.product(columns[:, None] if flat else columns, axis)
         return p.xp.astype(outward.expand(product[:, 0] if flat else product), p.dtype)
 
+    @abstractmethod
     def conditional_means(self, y: Array) -> Array:
-        """sum_j P_ij y_j / sum_j P_ij at the sources that carry weight; `EntropicPlan` knows the others, too."""
-        p = self.problem
-        means = self.product(p.targets.restrict(y), 1) / self.row_sums[:, None]
-        return p.sources.expand(means)
+        """sum_j P_ij y_j / sum_j P_ij at every source, those of zero weight included."""
 
 
 @dataclass(eq=False)
@@ -127,63 +140,105 @@ class EntropicPlan(Plan):
     def certify(cls, problem: OTProblem, f: Array, g: Array) -> EntropicPlan:
         """Sweep once in full precision over the plan that these potentials define, by a kernel that no iteration uses."""
         geometry = problem.geometry
-        return cls(problem, f, g, *geometry.kernels.plan_sums(geometry.cost, f, g, problem.reg, problem.a))
+        return cls(problem, f, g, *geometry.kernels.plan_sums(geometry.kernel_cost, f, g, problem.reg, problem.a))
 
     @cached_property
-    def _support_potentials(self) -> tuple[Array, Array]:
-        """Public potentials on the support, with <a, f> = <b, g>."""
+    def _unit_potentials(self) -> tuple[Array, Array]:
+        """Public potentials on the support for unit mass, with <a, f> = <b, g>."""
         p, xp = self.problem, self.problem.xp
         f, g = self.f, self.g - p.reg * xp.log(p.b)
         shift = 0.5 * (float(xp.sum(p.a * f)) - float(xp.sum(p.b * g)))
-        scale = 0.5 * p.reg * float(np.log(p.mass))  # P = (mass a)(mass b) exp(...) must have mass `mass`
-        return f - shift - scale, g + shift - scale
+        return f - shift, g + shift
 
     def potentials(self) -> tuple[Array, Array]:
         p, xp = self.problem, self.problem.xp
-        f, g = self._support_potentials
-        if p.sources.dropped is not None or p.targets.dropped is not None:
-            log_mass = float(np.log(p.mass))
-            into_f = g + p.reg * (xp.log(p.b) + log_mass)
-            into_g = f + p.reg * (xp.log(p.a) + log_mass)
-            if p.sources.dropped is not None:
-                part = p.whole.restrict(p.sources.dropped, p.targets.indices)
-                f = p.sources.merge(f, _soft_transform(part, into_f, p.reg))
-            if p.targets.dropped is not None:
-                part = p.whole.restrict(p.sources.indices, p.targets.dropped).transpose()
-                g = p.targets.merge(g, _soft_transform(part, into_g, p.reg))
-        return xp.astype(f, p.dtype), xp.astype(g, p.dtype)
+        f, g = self._unit_potentials
+        f, g = extend_potentials(p, f, g, self._soft_rows, self._soft_columns)
+        scale = 0.5 * p.reg * float(np.log(p.mass))  # P = (mass a)(mass b) exp(...) must have mass `mass`
+        return xp.astype(f - scale, p.dtype), xp.astype(g - scale, p.dtype)
 
-    def _values(self, rows: Array, columns: Array) -> float:
-        """<f, rows> + <g, columns> - reg (sum P - sum a b^T), for user's mass and unit marginals."""
-        p, xp = self.problem, self.problem.xp
-        f, g = self._support_potentials
-        linear = p.mass * (float(xp.sum(f * rows)) + float(xp.sum(g * columns)))
-        return linear + p.reg * p.mass * (p.mass - float(xp.sum(self.row_sums)))
+    def _soft_rows(self, part: Geometry, g: Array) -> Array:
+        return _soft_transform(part, g + self.problem.reg * self.problem.xp.log(self.problem.b), self.problem.reg)
+
+    def _soft_columns(self, part: Geometry, f: Array) -> Array:
+        p = self.problem
+        weighted = p.sources.restrict(f) + p.reg * p.xp.log(p.a)
+        return _soft_transform(part.restrict(p.sources.indices, None).transpose(), weighted, p.reg)
 
     def value_linear(self) -> float:
         return self.problem.mass * self.linear
 
+    @cached_property
+    def _entropy(self) -> tuple[float, float]:
+        """reg KL(P | a b^T), and sum P - sum a b^T, for unit mass.
+
+        With t = log(P / (a b^T)) = (f + g - C)/reg they are reg sum a b (t exp(t) - expm1(t)) and sum a b expm1(t). For large reg,
+        where t is tiny, that is how to compute them; else the sums of the certifying sweep do.
+        """
+        p, xp = self.problem, self.problem.xp
+        f, g = self._unit_potentials
+        low, high = p.geometry.bounds
+        if p.reg <= 100 * (high - low):
+            excess = float(xp.sum(self.row_sums)) - 1.0
+            products = float(xp.sum(f * self.row_sums)) + float(xp.sum(g * self.column_sums))
+            return products - self.linear - p.reg * excess, excess
+        entropy = excess = 0.0
+        for first, last in row_blocks(p.geometry.shape):
+            t = (f[first:last, None] + g[None, :] - p.geometry.rows(first, last)) / p.reg
+            t = xp.where(xp.isfinite(t), t, xp.full_like(t, -1e300))  # a forbidden pair
+            ab, growth = p.a[first:last, None] * p.b[None, :], xp.expm1(t)
+            excess += float(xp.sum(ab * growth))
+            entropy += float(xp.sum(ab * (xp.where(growth > -1, t, xp.zeros_like(t)) * (1.0 + growth) - growth)))
+        return p.reg * entropy, excess
+
     def value(self) -> float:
-        # reg log(P / (a b^T)) = f + g - C, so that <P, C> cancels.
-        return self._values(self.row_sums, self.column_sums)
+        mass, reg = self.problem.mass, self.problem.reg
+        entropy, excess = self._entropy
+        return mass * (self.linear + entropy) + reg * mass * (mass - 1.0 - float(np.log(mass)) * (1.0 + excess))
 
     def dual_value(self) -> float:
-        return self._values(self.problem.a, self.problem.b)
+        p, xp = self.problem, self.problem.xp
+        f, g = self._unit_potentials
+        excess = self._entropy[1]
+        unit = float(xp.sum(p.a * f)) + float(xp.sum(p.b * g)) - p.reg * excess
+        return p.mass * unit + p.reg * p.mass * (p.mass - 1.0 - float(np.log(p.mass)))
 
-    def gap(self) -> float:
-        return self.problem.mass * self._certificates.gap
-
-    def linear_of_rounded(self) -> float:
-        return self._certificates.linear
+    def rows(self, low: int, high: int) -> Array:
+        p = self.problem
+        return p.geometry.kernels.plan_rows(p.geometry.kernel_cost, self.f, self.g, p.reg, p.a, low, high)
 
     @cached_property
-    def _certificates(self) -> Certificates:
-        return certificates(self.problem, self.f, self.g, self.row_sums)
+    def rounding(self) -> Rounding | None:
+        p = self.problem
+        if not p.geometry.has_forbidden_pairs:
+            return RankOne.of(p, self.rows, self.row_sums)
+        n = p.geometry.shape[0]
+        return AlongTree.of(p, to_numpy(self._log_rows(0, n)), *(to_numpy(v) for v in self._missing()))
+
+    def _missing(self) -> tuple[Array, Array]:
+        rows = self.rows(0, self.problem.geometry.shape[0])
+        xp = self.problem.xp
+        return self.problem.a - xp.sum(rows, axis=1), self.problem.b - xp.sum(rows, axis=0)
+
+    def _log_rows(self, low: int, high: int) -> Array:
+        p = self.problem
+        exponents = (self.f[low:high, None] + self.g[None, :] - p.geometry.rows(low, high)) / p.reg
+        return exponents + p.xp.log(p.a[low:high, None])
+
+    def gap(self) -> float:
+        """reg KL(Q | P), which is <Q, C> + reg KL(Q | a b^T) - dual value as Q has the exact marginals."""
+        if self.rounding is None:
+            return float("inf")
+        p, total = self.problem, 0.0
+        for low, high in row_blocks(p.geometry.shape):
+            q = self.rounding.rows(low, high, self.rows(low, high))
+            total += float(p.xp.sum(relative_entropy(p.xp, q, self._log_rows(low, high))))
+        return p.mass * p.reg * total
 
     def dense(self) -> Array:
         p = self.problem
         weights = p.mass * p.a
-        block = p.geometry.kernels.plan_rows(p.geometry.cost, self.f, self.g, p.reg, weights, 0, p.geometry.shape[0])
+        block = p.geometry.kernels.plan_rows(p.geometry.kernel_cost, self.f, self.g, p.reg, weights, 0, p.geometry.shape[0])
         full = p.sources.expand(block)
         if p.targets.dropped is not None:
             full = p.targets.expand(full.T).T
@@ -195,7 +250,7 @@ class EntropicPlan(Plan):
         a = to_numpy(p.a)
         rows, columns, values = [], [], []
         for low, high in row_blocks(p.geometry.shape):
-            block = to_numpy(p.geometry.kernels.plan_rows(p.geometry.cost, self.f, self.g, p.reg, p.a, low, high))
+            block = to_numpy(self.rows(low, high))
             i, j = np.nonzero(block > drop * a[low:high, None] / m)
             rows.append(i + low)
             columns.append(j)
@@ -204,10 +259,10 @@ class EntropicPlan(Plan):
 
     def product(self, vectors: Array, axis: int) -> Array:
         p = self.problem
-        return p.geometry.kernels.plan_product(p.geometry.cost, self.f, self.g, p.reg, p.a, vectors, axis)
+        return p.geometry.kernels.plan_product(p.geometry.kernel_cost, self.f, self.g, p.reg, p.a, vectors, axis)
 
     def conditional_means(self, y: Array) -> Array:
-        """Also at sources of zero weight: their potentials define a conditional plan as well."""
+        """The potentials of sources of zero weight define a conditional plan as well."""
         p, xp = self.problem, self.problem.xp
         targets = p.targets.restrict(y)
         means = self.product(targets, 1) / self.row_sums[:, None]
@@ -215,7 +270,7 @@ class EntropicPlan(Plan):
             return means
         part = p.whole.restrict(p.sources.dropped, p.targets.indices)
         f = _soft_transform(part, self.g, p.reg)
-        others = part.kernels.plan_product(part.cost, f, self.g, p.reg, xp.ones_like(f), targets, 1)
+        others = part.kernels.plan_product(part.kernel_cost, f, self.g, p.reg, xp.ones_like(f), targets, 1)
         return p.sources.merge(means, others)
 
 
@@ -225,6 +280,26 @@ def user_csr(problem: OTProblem, rows: np.ndarray, columns: np.ndarray, values: 
     j = columns if problem.targets.indices is None else to_numpy(problem.targets.indices)[columns]
     dtype = np.float32 if problem.dtype == problem.xp.float32 else np.float64
     return sparse.csr_array(((problem.mass * values).astype(dtype), (i, j)), shape=problem.whole.shape)
+
+
+def extend_potentials(
+    problem: OTProblem,
+    f: Array,
+    g: Array,
+    rows: Callable[[Geometry, Array], Array],
+    columns: Callable[[Geometry, Array], Array],
+) -> tuple[Array, Array]:
+    """Potentials at the points of zero weight, too.
+
+    ``rows(geometry, g)`` gives those of the sources that were dropped, then ``columns(geometry, f)``, with all sources,
+    those of the targets.
+    """
+    sources, targets, whole = problem.sources, problem.targets, problem.whole
+    if sources.dropped is not None:
+        f = sources.merge(f, rows(whole.restrict(sources.dropped, targets.indices), g))
+    if targets.dropped is not None:
+        g = targets.merge(g, columns(whole.restrict(None, targets.dropped), f))
+    return f, g
 
 
 def _soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:

@@ -11,7 +11,7 @@ from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry, check_matrix, first_index, found
 
 LARGEST_COORDINATE = 1e140
-"""Beyond it a sum of squared differences may overflow."""
+"""Beyond it a sum of squared differences may overflow, below its reciprocal underflow."""
 
 
 class PointCloud(Geometry):
@@ -51,22 +51,22 @@ class PointCloud(Geometry):
     COSTS = ("sqeuclidean", "euclidean", "cityblock", "cosine")
 
     def __init__(self, x: Any, y: Any = None, *, cost: str = "sqeuclidean") -> None:
-        self.kind = validate.choice(cost, "cost", self.COSTS)
+        self.cost = validate.choice(cost, "cost", self.COSTS)
         points = {"x": as_array(x, "x")}
         points["y"] = points["x"] if y is None else as_array(y, "y")
-        self.xp = common_namespace(points)
+        xp = common_namespace(points)
         for name, cloud in points.items():
             check_matrix(cloud, name)
-            _require_finite(self.xp, cloud, name)
+            _require_finite(xp, cloud, name)
         self.x, self.y = points["x"], points["y"]
         if self.x.shape[1] != self.y.shape[1]:
             msg = f"x and y must have points of one dimension, got shapes {tuple(self.x.shape)} and {tuple(self.y.shape)}"
             raise ValueError(msg)
         self.shape = (self.x.shape[0], self.y.shape[0])
-        self.dtype = self.xp.result_type(self.x, self.y)
-        _require_moderate(self.xp, points, cost)
+        self.dtype = xp.result_type(self.x, self.y)
+        _require_moderate(xp, points, cost)
         if cost == "cosine":
-            self._unit_x, self._unit_y = _unit(self.xp, self.x, "x"), _unit(self.xp, self.y, "y")
+            self._unit_x, self._unit_y = _unit(xp, self.x, "x"), _unit(xp, self.y, "y")
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -74,15 +74,15 @@ class PointCloud(Geometry):
 
     def rows(self, low: int, high: int) -> Array:
         xp = self.xp
-        if self.kind == "cosine":
+        if self.cost == "cosine":
             return 1.0 - self._unit_x[low:high, :] @ self._unit_y.T
         x = xp.astype(self.x[low:high, :], xp.float64)
         y = xp.astype(self.y, xp.float64)
         total = xp.zeros((high - low, self.shape[1]), dtype=xp.float64, device=self.device)
         for k in range(x.shape[1]):
             difference = x[:, k, None] - y[None, :, k]
-            total = total + (xp.abs(difference) if self.kind == "cityblock" else difference**2)
-        return xp.sqrt(total) if self.kind == "euclidean" else total
+            total = total + (xp.abs(difference) if self.cost == "cityblock" else difference**2)
+        return xp.sqrt(total) if self.cost == "euclidean" else total
 
     def to_dense(self) -> DenseCost:
         return DenseCost(self.xp.astype(self.rows(0, self.shape[0]), self.dtype))
@@ -92,14 +92,14 @@ class PointCloud(Geometry):
             return self
         x = self.x if sources is None else self.xp.take(self.x, sources, axis=0)
         y = self.y if targets is None else self.xp.take(self.y, targets, axis=0)
-        return PointCloud(x, y, cost=self.kind)
+        return PointCloud(x, y, cost=self.cost)
 
     def transpose(self) -> PointCloud:
-        return PointCloud(self.y, self.x, cost=self.kind)
+        return PointCloud(self.y, self.x, cost=self.cost)
 
     def _compiled_cost(self) -> Any:
-        x, y = (self._unit_x, self._unit_y) if self.kind == "cosine" else (self.x, self.y)
-        return readonly(x), readonly(y.T), self.COSTS.index(self.kind)
+        x, y = (self._unit_x, self._unit_y) if self.cost == "cosine" else (self.x, self.y)
+        return readonly(x), readonly(y.T), self.COSTS.index(self.cost)
 
 
 def _require_finite(xp: ModuleType, x: Array, name: str) -> None:
@@ -113,8 +113,9 @@ def _require_moderate(xp: ModuleType, points: dict[str, Array], cost: str) -> No
     """Refuse coordinates whose squares overflow; only the cosine does not mind."""
     for name, cloud in points.items():
         largest = float(xp.max(xp.abs(cloud)))
-        if cost != "cosine" and largest > LARGEST_COORDINATE:
-            msg = f"{name} has a coordinate of size {largest:g}, whose {cost} cost overflows: rescale the points"
+        if cost != "cosine" and largest > 0 and not 1 / LARGEST_COORDINATE < largest < LARGEST_COORDINATE:
+            fate = "overflows" if largest > 1 else "underflows"
+            msg = f"{name} has coordinates of size {largest:g}, whose {cost} cost {fate}: rescale the points"
             raise ValueError(msg)
 
 

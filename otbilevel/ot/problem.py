@@ -107,6 +107,10 @@ class OTProblem:
         low, high = self.geometry.bounds
         return float(np.finfo(np.float64).eps) * (1.0 + max(abs(low), abs(high)) / max(self.reg, 1e-300))
 
+    def at_floor(self, error: float) -> bool:
+        """Whether a marginal error is about what rounding leaves."""
+        return error <= 4 * self.rounding_floor
+
 
 def make_geometry(C: Any) -> Geometry:  # noqa: N803
     """`C` itself if it is a geometry, else a `DenseCost`."""

@@ -37,8 +37,8 @@ class OTResult(Result):
     value, value_linear, dual_value : float
         <P, C> + reg KL(P | a b^T); <P, C>; and the dual objective <a, f> + <b, g> - reg (sum P - sum a b^T).
     gap : float
-        With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) - dual_value >= 0: it tends to 0 with convergence.
-        Infinite when the correction needs a forbidden pair.
+        With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) - dual_value >= 0: it tends to 0 with
+        convergence. Infinite when no Q is found, which happens to unconverged plans with forbidden pairs.
     gap_exact : float
         <Q, C> minus the value of feasible potentials of *unregularised* transport: <Q, C> is within `gap_exact` of
         the exact optimum. It stays of the order of reg.
@@ -118,8 +118,8 @@ class OTResult(Result):
 
     @cached_property
     def sparse_plan(self) -> sparse.csr_array:
-        """The plan as a SciPy CSR array in host memory, without small entries that together hold less than tol of the mass."""
-        return self._plan.csr(self._tol)
+        """The plan as a SciPy CSR array in host memory, without entries that together hold less than min(tol, 1e-6) of the mass."""
+        return self._plan.csr(min(self._tol, 1e-6))
 
     @property
     def marginals(self) -> tuple[Array, Array]:
@@ -161,8 +161,8 @@ class OTResult(Result):
         Returns
         -------
         (n,) or (n, d) array
-            The images. A source of zero weight is mapped by the conditional plan that its potential defines
-            (after ``method="exact"``, where there is none, to 0).
+            The images. A source of zero weight is mapped by the conditional plan that its potential defines (after
+            ``method="exact"`` to its cheapest target, where C_ij - g_j is least).
         """
         points = self._vectors(y, "y", 1)
         xp = self._plan.problem.xp
@@ -218,7 +218,7 @@ def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor,
     if status is Status.SUCCESS:
         return f"converged: marginal error {error:.2g} <= tol = {problem.tol:.2g}"
     floor = problem.rounding_floor
-    if error > 1e3 * floor:
+    if not problem.at_floor(error):
         stall = "the steps no longer help, as happens where many costs tie: raise reg, or raise tol"
     else:
         stall = f"no further progress; double precision allows about {floor:.1g} here: raise tol, or raise reg"

@@ -68,43 +68,63 @@ class Laplacian:
 
 
 class RowPlan(ABC):
-    """K at given potentials and regularisation. `sweep` first.
+    """A plan with exact rows. `sweep` first; scaling passes then move it, until the next sweep.
 
     Attributes
     ----------
-    f, g : (n,), (m,) arrays
-        Potentials of the last sweep.
+    g : (m,) array
+        Where the plan is.
     reg : float
-        Regularisation of the last sweep.
+        Its regularisation.
     column_sums : (m,) array
-        c = K'a.
+        c = K'a there.
     row_error : float
         L1 error of the row sums: 0 unless over-relaxed.
+    single : bool
+        Whether these figures have single precision only.
+    complete : bool
+        Whether all pairs take part: not so on an active set.
     """
 
-    f: Array | None = None
     g: Array
     reg: float
     column_sums: Array
     row_error: float
+    single: bool
+    complete = True
 
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
         self.kernels = kernels
         self.cost = cost
         self.a = a
         self.work = work
+        self.restart()
+
+    def marginal_error(self, b: Array) -> float:
+        """L1 error of both marginals."""
+        xp = array_namespace(b)
+        return float(xp.sum(xp.abs(self.column_sums - b))) + self.row_error
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Forget the potentials that the next sweep would start from."""
 
     @abstractmethod
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
-        """Compute f(g) and K; `single` allows exponentials in single precision."""
+        """Move to g: compute f(g) and K; `single` allows exponentials in single precision."""
 
     @abstractmethod
-    def scaling_pass(self, v: Array, relaxation: float = 1.0) -> tuple[Array, float]:
-        """Return the column sums, and the L1 error of the row sums, of the plan at g + reg log v."""
+    def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
+        """Move to the last sweep's g plus reg log v, by products with the K of that sweep."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> float:
+        """How far apart the entries of log v may be before entries that underflowed in K could matter."""
 
     @abstractmethod
     def row_potentials(self) -> Array:
-        """Return f after the last sweep or scaling pass."""
+        """Return f."""
 
     @abstractmethod
     def laplacian(self) -> Laplacian:
@@ -112,7 +132,7 @@ class RowPlan(ABC):
 
     @abstractmethod
     def product(self, weights: Array, x: Array) -> Array:
-        """Return K' diag(weights) K x."""
+        """Return K' diag(weights) K x with the K of the last sweep."""
 
 
 class StoredPlan(RowPlan):
@@ -121,34 +141,47 @@ class StoredPlan(RowPlan):
     On an active set (sparse kernels) only the kept pairs exist.
     """
 
-    def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work, storage: Any) -> None:
+    def __init__(
+        self, kernels: ModuleType, cost: Any, a: Array, work: Work, storage: Any, *, reach: float, complete: bool = True
+    ) -> None:
         super().__init__(kernels, cost, a, work)
         self._k = storage
-        self._u: Array | None = None  # row scalings since the last sweep
+        self._reach = reach
+        self.complete = complete
 
     @classmethod
     def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
         """Room for all n x m entries, in single or double precision."""
         storage = geometry.kernels.new_plan(geometry.shape, a, single=single)
-        return cls(geometry.kernels, geometry.cost, a, work, storage)
+        # Entries below exp(-88), in double precision exp(-708), are stored as zero.
+        return cls(geometry.kernels, geometry.kernel_cost, a, work, storage, reach=50.0 if single else 600.0)
+
+    @property
+    def reach(self) -> float:
+        return self._reach
+
+    def restart(self) -> None:
+        self._f: Array | None = None
+        self._u: Array | None = None  # row scalings since the last sweep
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
-        xp = array_namespace(self.a)
         self.work.sweeps += 1
-        start = None if self.f is None else self.row_potentials()
-        self.g, self.reg = g, reg
-        self.f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
+        start = None if self._f is None else self.row_potentials()
+        self.g, self.reg, self.single = g, reg, single
+        self._base_g = g
+        self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
-        self._u = xp.ones_like(self.a)
+        self._u = array_namespace(self.a).ones_like(self.a)
 
-    def scaling_pass(self, v: Array, relaxation: float = 1.0) -> tuple[Array, float]:
+    def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
-        self._u, sums, row_error = self.kernels.scaling_pass(self._k, self.a, self._u, v, relaxation)
-        return v * sums, row_error
+        v = array_namespace(log_v).exp(log_v)
+        self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, v, relaxation)
+        self.g, self.column_sums = self._base_g + self.reg * log_v, v * sums
 
     def row_potentials(self) -> Array:
-        return self.f if self._u is None else self.f + self.reg * array_namespace(self.a).log(self._u)
+        return self._f + self.reg * array_namespace(self.a).log(self._u)
 
     def laplacian(self) -> Laplacian:
         row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a)
@@ -162,33 +195,36 @@ class StoredPlan(RowPlan):
 class LazyPlan(RowPlan):
     """K computed anew at every pass, in O(n + m) memory; every pass is a sweep."""
 
+    reach = float("inf")
+
     def __init__(self, geometry: Geometry, a: Array, work: Work) -> None:
-        super().__init__(geometry.kernels, geometry.cost, a, work)
+        super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
+
+    def restart(self) -> None:
+        self._f: Array | None = None
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
-        self._base, self._single = g, single
-        self._evaluate(g, reg, relaxation)
+        self._base_g, self.reg, self.single = g, reg, single
+        self._move(g, relaxation)
 
-    def _evaluate(self, g: Array, reg: float, relaxation: float) -> None:
+    def _move(self, g: Array, relaxation: float) -> None:
         self.work.sweeps += 1
-        self.g, self.reg = g, reg
-        self.f, _, self.column_sums, self.row_error = self.kernels.softmax_rows(
-            self.cost, g, reg, self.a, self.f, None, single=self._single, relaxation=relaxation
+        self.g = g
+        self._f, _, self.column_sums, self.row_error = self.kernels.softmax_rows(
+            self.cost, g, self.reg, self.a, self._f, None, single=self.single, relaxation=relaxation
         )
 
-    def scaling_pass(self, v: Array, relaxation: float = 1.0) -> tuple[Array, float]:
-        xp = array_namespace(v)
-        self._evaluate(self._base + self.reg * xp.log(v), self.reg, relaxation)
-        return self.column_sums, self.row_error
+    def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
+        self._move(self._base_g + self.reg * log_v, relaxation)
 
     def row_potentials(self) -> Array:
-        return self.f
+        return self._f
 
     def laplacian(self) -> Laplacian:
         self.work.sweeps += 1
-        row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self.f, self.g, self.reg, self.a)
+        row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self._f, self.g, self.reg, self.a)
         return Laplacian.of(self, row_sums, degree, squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.sweeps += 1
-        return self.kernels.lazy_product(self.cost, self.f, self.g, self.reg, weights, x)
+        return self.kernels.lazy_product(self.cost, self._f, self.g, self.reg, weights, x)

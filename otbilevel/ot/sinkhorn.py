@@ -9,11 +9,14 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
+from otbilevel.ot.result import OTResult
+from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan
+from otbilevel.ot.run import Run
 
-REACH_DOUBLE, REACH_SINGLE = 300.0, 40.0
-"""How far the logarithm of a scaling may go on a K stored in double and in single precision."""
+LARGEST_SCALING = 600.0
+"""Logarithm up to which a scaling neither overflows nor lets K v underflow."""
+LONGEST_STEP = 60.0
+"""Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
 STALL_WINDOW = 50
 """Iterations without progress near the rounding floor after which nothing more is to be had."""
 
@@ -48,118 +51,67 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     entries that underflowed in K cannot matter, it is absorbed into g and K computed anew. At small reg this happens at every
     iteration, which then is the log-domain iteration: one fused sweep. A point cloud stores nothing and always sweeps.
     """
-    work = Work()
+    run = Run(problem, monitor)
     if problem.geometry.dense:
-        plan: RowPlan = StoredPlan.dense(problem.geometry, problem.a, work, single=False)
+        plan: RowPlan = StoredPlan.dense(problem.geometry, problem.a, run.work, single=False)
     else:
-        plan = LazyPlan(problem.geometry, problem.a, work)
+        plan = LazyPlan(problem.geometry, problem.a, run.work)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg)
-    best = iterate(plan, problem, monitor, relaxation=options.relaxation)
-    return entropic_result(problem, best.f, best.g, method="sinkhorn", monitor=monitor, work=work)
+    iterate(plan, run, relaxation=options.relaxation)
+    return run.finish("sinkhorn")
 
 
-@dataclass
-class Best:
-    """The potentials of least marginal error so far."""
-
-    error: float = float("inf")
-    f: Array = None
-    g: Array = None
-
-    def offer(self, error: float, f: Array, g: Array) -> bool:
-        """Take them if they are better; return whether they are."""
-        if self.f is not None and not error < self.error:
-            return False
-        self.error, self.f, self.g = error, f, g
-        return True
-
-
-def iterate(plan: RowPlan, problem: OTProblem, monitor: Monitor, *, relaxation: float = 1.0, at_most: float = float("inf")) -> Best:
-    """Iterate from a swept `plan` until it converges or stalls, the monitor says stop, or `at_most` iterations are done.
-
-    `plan` is left swept at the last iterate. Plain iterations never increase the error; over-relaxed ones may, so all of these are
-    offered to the best.
-    """
-    best, rule = Best(), _Stop(problem, monitor, monitor.nit + at_most)
-    while True:
-        error = marginal_error(plan, problem.b)
-        best.offer(error, plan.f, plan.g)
-        if rule.reached(plan, error):
-            return best
-        observe = best.offer if relaxation != 1.0 else None
-        g, _ = scale(
-            plan, problem.b, lambda e: rule.reached(plan, e[-1]), reach=REACH_DOUBLE, relaxation=relaxation, observe=observe
-        )
-        plan.sweep(g, problem.reg, relaxation=relaxation)
-        if monitor.stopped:
-            best.offer(marginal_error(plan, problem.b), plan.f, plan.g)
-            return best
+def iterate(plan: RowPlan, run: Run, *, relaxation: float = 1.0, at_most: float = float("inf")) -> None:
+    """Iterate from a swept `plan` until it converges or stalls, the monitor says stop, or `at_most` iterations are done."""
+    rule = _Stop(run, run.monitor.nit + at_most)
+    while not rule(plan):
+        g, _ = scale(plan, run.problem.b, lambda _: rule(plan), relaxation=relaxation)
+        plan.sweep(g, run.problem.reg, relaxation=relaxation)
+        if run.stopped:
+            run.offer(plan)
+            return
 
 
 @dataclass
 class _Stop:
     """When to end Sinkhorn's method."""
 
-    problem: OTProblem
-    monitor: Monitor
+    run: Run
     last: float
     least: float = float("inf")
     since: int = 0
 
-    def reached(self, plan: RowPlan, error: float) -> bool:
+    def __call__(self, plan: RowPlan) -> bool:
         """Report an iteration; whether it was the last: converged, stopped, or at the rounding floor without progress."""
-        go_on = report(self.monitor, plan, error)
+        error, problem = self.run.error(plan), self.run.problem
+        go_on = self.run.report(plan)
         self.since = 0 if error < self.least else self.since + 1
         self.least = min(self.least, error)
-        stalled = self.since > STALL_WINDOW and error <= 100 * self.problem.rounding_floor
-        return not go_on or error <= self.problem.tol or stalled or self.monitor.nit >= self.last
+        stalled = self.since > STALL_WINDOW and problem.at_floor(error)
+        return not go_on or error <= problem.tol or stalled or self.run.monitor.nit >= self.last
 
 
-def marginal_error(plan: RowPlan, b: Array) -> float:
-    """L1 error of both marginals at the last sweep."""
-    xp = array_namespace(b)
-    return float(xp.sum(xp.abs(plan.column_sums - b))) + plan.row_error
-
-
-def report(monitor: Monitor, plan: RowPlan, error: float) -> bool:
-    """Tell the monitor of an iteration; its callback gets the potentials of the last sweep."""
-    return monitor.record(lambda: {"f": plan.f, "g": plan.g}, marginal_error=error, reg=plan.reg)
-
-
-def scale(
-    plan: RowPlan,
-    b: Array,
-    enough: Callable[[list[float]], bool],
-    *,
-    reach: float,
-    relaxation: float = 1.0,
-    observe: Callable[[float, Array, Array], object] | None = None,
-) -> tuple[Array, list[float]]:
-    """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v leaves its range.
-
-    Entries of K below exp(-708) (single precision: exp(-88)) are stored as zero; while log v stays below `reach` they
-    cannot matter.
+def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, relaxation: float = 1.0) -> tuple[Array, list[float]]:
+    """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v leaves the plan's reach.
 
     Returns
     -------
     g : (m,) array
-        g + reg log v, with the half step that the last column sums give for free.
+        Where the plan is, moved by the half step that its column sums give for free.
     errors : list of float
         Marginal errors before the first and after each pass.
     """
     xp = array_namespace(b)
-    g, log_b, nothing = plan.g, xp.log(b), xp.full_like(b, 1e-300)
-    most = xp.full_like(b, reach)
-    columns, errors = plan.column_sums, [marginal_error(plan, b)]
-    log_v = xp.zeros_like(b)
+    g, log_b = plan.g, xp.log(b)
+    nothing, most = xp.full_like(b, 1e-300), xp.full_like(b, LONGEST_STEP)
+    errors, log_v = [plan.marginal_error(b)], xp.zeros_like(b)
     while True:
-        log_v = log_v + relaxation * xp.minimum(log_b - xp.log(xp.maximum(columns, nothing)), most)
+        log_v = log_v + relaxation * xp.minimum(log_b - xp.log(xp.maximum(plan.column_sums, nothing)), most)
         if len(errors) > 1 and enough(errors):
             break
-        if float(xp.max(log_v)) > reach or float(xp.min(log_v)) < -REACH_DOUBLE:  # below, K v would underflow
+        low, high = float(xp.min(log_v)), float(xp.max(log_v))
+        if high - low > plan.reach or max(high, -low) > LARGEST_SCALING:
             break
-        columns, row_error = plan.scaling_pass(xp.exp(log_v), relaxation)
-        errors.append(float(xp.sum(xp.abs(columns - b))) + row_error)
-        if observe is not None:
-            observe(errors[-1], plan.row_potentials(), g + plan.reg * log_v)
+        plan.scaling_pass(log_v, relaxation)
+        errors.append(plan.marginal_error(b))
     return g + plan.reg * log_v, errors

@@ -31,9 +31,10 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns_paper
 from otbilevel.ot.newton import NewtonRule, newton
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
-from otbilevel.ot.sinkhorn import REACH_SINGLE, Best, marginal_error, report, scale
+from otbilevel.ot.result import OTResult
+from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan
+from otbilevel.ot.run import Run
+from otbilevel.ot.sinkhorn import scale
 
 
 @dataclass(frozen=True)
@@ -109,74 +110,76 @@ CERTIFIED_FROM = 1e-5
 """Error below which double precision takes over: single precision has nothing more to give."""
 DRIFT_MARGIN = 10.0
 """By how much (in units of reg) potentials may move before the active set is made anew."""
+MAX_REBUILDS = 8
+"""How often the active set is made anew."""
+ACTIVE_REACH = 50.0
+"""As for a dense plan in single precision."""
 MAX_ACTIVE = 2**25
 """Entries of an active set, however large the problem: half a gigabyte."""
 
 
 def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult:
     """Solve by the path and Newton's method, or by the paper's algorithm."""
+    run = Run(problem, monitor)
     if options.variant == "paper":
-        return sns_paper.solve(problem, options.n_sinkhorn, options.hessian_density, monitor)
-    return solve_robust(make_plan(problem, Work()), problem, options, monitor)
+        return sns_paper.solve(run, options.n_sinkhorn, options.hessian_density)
+    return solve_robust(make_plan(run), options, run)
 
 
-def solve_robust(plan: RowPlan, problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult:
-    """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in."""
-    steps, best = 0, Best()
-    for schedule in SCHEDULES:
-        steps += run(plan, problem, schedule, options.active_density, monitor)
-        error = marginal_error(plan, problem.b)
-        best.offer(error, plan.f, plan.g)
-        if error <= problem.tol or monitor.stopped or error <= 100 * problem.rounding_floor:
-            break
-    return entropic_result(problem, best.f, best.g, method="sns", monitor=monitor, work=plan.work, nit_newton=steps)
-
-
-def make_plan(problem: OTProblem, work: Work) -> RowPlan:
+def make_plan(run: Run) -> RowPlan:
     """A plan stored in single precision beside a dense cost, none beside points."""
+    problem = run.problem
     if problem.geometry.dense:
-        return StoredPlan.dense(problem.geometry, problem.a, work, single=True)
-    return LazyPlan(problem.geometry, problem.a, work)
+        return StoredPlan.dense(problem.geometry, problem.a, run.work, single=True)
+    return LazyPlan(problem.geometry, problem.a, run.work)
 
 
-def run(plan: RowPlan, problem: OTProblem, schedule: Schedule, active_density: float, monitor: Monitor) -> int:
-    """Path, Newton, certified Newton; leaves `plan` swept in double precision at the last iterate. Returns the Newton steps."""
-    g, error, steps = follow_path(plan, problem, schedule, monitor)
-    far = error > CERTIFIED_FROM
-    plan.sweep(g, problem.reg, single=far)
-    if far and not monitor.stopped:
-        sparse_steps, solved = on_active_set(plan, problem, active_density if schedule.active else 0.0, monitor)
-        steps += sparse_steps
+def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:
+    """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in."""
+    for schedule in SCHEDULES:
+        attempt(plan, schedule, options.active_density, run)
+        if run.best_error <= run.problem.tol or run.stopped or run.problem.at_floor(run.best_error):
+            break
+    return run.finish("sns")
+
+
+def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run) -> None:
+    """Path, Newton, certified Newton."""
+    g, error = follow_path(plan, schedule, run)
+    far, reg = error > CERTIFIED_FROM, run.problem.reg
+    plan.sweep(g, reg, single=far)
+    if far and not run.stopped:
+        solved = on_active_set(plan, active_density if schedule.active else 0.0, run)
         if not solved:
-            steps += newton(plan, problem.b, replace(schedule.final, single=True), monitor)
-        plan.sweep(plan.g, problem.reg)
-    certified = NewtonRule(tol=problem.tol, max_steps=schedule.final.max_steps, max_cg=schedule.final.max_cg)
-    return steps + newton(plan, problem.b, certified, monitor)
+            newton(plan, replace(schedule.final, single=True), run)
+        plan.sweep(plan.g, reg)
+    newton(plan, replace(schedule.final, tol=run.problem.tol), run)
 
 
-def follow_path(plan: RowPlan, problem: OTProblem, schedule: Schedule, monitor: Monitor) -> tuple[Array, float, int]:
-    """Lower reg to its target; return g there, its error and the number of Newton steps."""
+def follow_path(plan: RowPlan, schedule: Schedule, run: Run) -> tuple[Array, float]:
+    """Lower reg to its target; return g there and its error."""
+    problem = run.problem
     low, high = problem.geometry.bounds
     reg, g = max((high - low) / 8, problem.reg), problem.xp.zeros_like(problem.b)
     previous: tuple[float, Array] | None = None
-    plan.f, steps = None, 0
+    plan.restart()
     while True:
-        last = reg <= problem.reg * 1.0001
+        last = reg <= problem.reg
         plan.sweep(g, reg, single=True)
-        error = marginal_error(plan, problem.b)
-        if not report(monitor, plan, error):
-            return g, error, steps
-        g, errors = scale(plan, problem.b, _LevelRule(plan, monitor, last=last), reach=REACH_SINGLE)
-        if last or monitor.stopped:
-            return g, errors[-1], steps
+        if not run.report(plan):
+            return g, run.error(plan)
+        g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
+        if last or run.stopped:
+            return g, errors[-1]
         is_hard = errors[-1] > min(LEVEL_ERROR, schedule.patience * (errors[-2] if len(errors) > 1 else math.inf))
         if is_hard and errors[-1] > schedule.level.tol:
             plan.sweep(g, reg, single=True)
-            steps += newton(plan, problem.b, replace(schedule.level, single=True), monitor)
-            g, error = plan.g, marginal_error(plan, problem.b)
-            if monitor.stopped:
-                return g, error, steps
-        lower = max(reg / (schedule.hard if is_hard else schedule.easy), problem.reg)
+            newton(plan, replace(schedule.level, single=True), run)
+            g = plan.g
+            if run.stopped:
+                return g, run.error(plan)
+        lower = reg / (schedule.hard if is_hard else schedule.easy)
+        lower = lower if lower > 1.0001 * problem.reg else problem.reg
         slope = 0.0 if previous is None else (lower - reg) / (reg - previous[0])
         previous, g = (reg, g), g if previous is None else g + slope * (g - previous[1])
         reg = lower
@@ -187,13 +190,13 @@ class _LevelRule:
     """When to leave a level: after three passes, unless the measured contraction promises the target within few more."""
 
     plan: RowPlan
-    monitor: Monitor
+    run: Run
     last: bool
 
     def __call__(self, errors: list[float]) -> bool:
         """Decide from the errors before and after each pass so far."""
         target, at_most = (1e-6, 24) if self.last else (LEVEL_ERROR, 14)
-        if not report(self.monitor, self.plan, errors[-1]) or errors[-1] <= target:
+        if not self.run.report(self.plan) or errors[-1] <= target:
             return True
         passes, contraction = len(errors) - 1, errors[-1] / errors[-2]
         if passes < 3:
@@ -201,44 +204,41 @@ class _LevelRule:
         return contraction >= 1 or passes + math.log(target / errors[-1]) / math.log(contraction) > at_most
 
 
-def on_active_set(plan: RowPlan, problem: OTProblem, density: float, monitor: Monitor) -> tuple[int, bool]:
+def on_active_set(plan: RowPlan, density: float, run: Run) -> bool:
     """Newton's method on the entries that carry the mass; leaves `plan` swept in single precision.
 
     Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
     0.14 tol. The margin keeps this true while the potentials drift by less than it; then the set is made anew. The
     sweep over the whole of C that follows is the check.
 
-    Returns
-    -------
-    steps : int
-        Newton steps taken.
-    solved : bool
-        False when there are too many entries for sparse steps to pay.
+    Returns whether the steps ended on a set that was still valid: not so when there are too many entries for sparse
+    steps to pay, or when the potentials do not settle.
     """
-    kernels, geometry, steps = plan.kernels, problem.geometry, 0
-    n, m = geometry.shape
-    most = min(density * n * m, MAX_ACTIVE) if kernels.sparse_kernels is not None else 0
+    problem, kernels = run.problem, plan.kernels
+    n, m = problem.geometry.shape
+    if kernels.sparse_kernels is None or density == 0:
+        return False
     margin = DRIFT_MARGIN * problem.reg
     theta = math.log(m / max(problem.tol, 1e-16)) + 2.0 + DRIFT_MARGIN
-    for _ in range(8 if most > 0 else 0):
-        pattern = kernels.active_set(geometry.cost, plan.f, plan.g, -theta * problem.reg, most)
+    for _ in range(MAX_REBUILDS):
+        f, g = plan.row_potentials(), plan.g
+        pattern = kernels.active_set(plan.cost, f, g, -theta * problem.reg, min(density * n * m, MAX_ACTIVE))
         if pattern is None:
-            return steps, False
-        active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, plan.work, None)
-        active.sweep(plan.g, problem.reg)
-        drifted = partial(_drifted, active, plan.f, plan.g, margin)
-        rule = NewtonRule(tol=0.3 * problem.tol, max_steps=30, max_cg=2000, abandon=drifted)
-        steps += newton(active, problem.b, rule, monitor)
-        settled = not drifted() or monitor.stopped
+            return False
+        active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, run.work, None, reach=ACTIVE_REACH, complete=False)
+        active.sweep(g, problem.reg)
+        drifted = partial(_drifted, active, f, g, margin)
+        newton(active, NewtonRule(tol=0.3 * problem.tol, max_steps=30, max_cg=2000, abandon=drifted), run)
+        settled = not drifted()
         plan.sweep(active.g, problem.reg, single=True)
-        if settled:
-            return steps, True
-    return steps, most > 0
+        if settled or run.stopped:
+            return True
+    return False
 
 
 def _drifted(plan: RowPlan, f: Array, g: Array, margin: float) -> bool:
     """Whether some f_i + g_j of the plan is further than `margin` from the given one."""
     xp = array_namespace(g)
-    df, dg = plan.f - f, plan.g - g
+    df, dg = plan.row_potentials() - f, plan.g - g
     up, down = float(xp.max(df)) + float(xp.max(dg)), float(xp.min(df)) + float(xp.min(dg))
     return max(up, -down) > margin

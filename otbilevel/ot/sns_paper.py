@@ -8,19 +8,17 @@ largest entries of P, over the whole matrix, and solves by conjugate gradients; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from otbilevel._core.array import Array, is_numpy_namespace
-from otbilevel._core.monitor import Monitor
 from otbilevel.linalg import cg
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.result import OTResult, entropic_result
+from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import StoredPlan, Work
-from otbilevel.ot.sinkhorn import marginal_error
+from otbilevel.ot.run import Run
 
 CG_TOLERANCE = 1e-10
 ARMIJO, SHRINK, MAX_BACKTRACKS = 1e-4, 0.5, 40
@@ -51,47 +49,56 @@ class SparsifiedHessian:
         return self.xp.concat([self.row_sums * x + self.kept @ y, self.kept.T @ x + self.column_sums * y])
 
 
-def solve(problem: OTProblem, n_sinkhorn: int, hessian_density: float | None, monitor: Monitor) -> OTResult:
+def solve(run: Run, n_sinkhorn: int, hessian_density: float | None) -> OTResult:
     """Run Algorithm 1. `history["cg"]` holds the conjugate-gradient steps of each iteration, 0 for Sinkhorn steps.
 
     O(n m) memory for the plan.
     """
-    xp, work = problem.xp, Work()
+    problem, xp = run.problem, run.problem.xp
     n, m = problem.geometry.shape
     share = 3.0 / min(n, m) if hessian_density is None else hessian_density
     keep = min(n * m, max(1, int(np.ceil(share * n * m))))
-    z = _warm_up(problem, n_sinkhorn, work, monitor)
-    steps, plan = 0, _plan(problem, z, work)
+    z = _warm_up(run, n_sinkhorn)
+    plan = _plan(problem, z, run.work)
     gradient, error = _gradient(problem, plan)
-    while error > problem.tol and not monitor.stopped:
+    _offer(run, z, error)
+    while error > problem.tol and not run.stopped:
         hessian = SparsifiedHessian(xp.sum(plan, axis=1), xp.sum(plan, axis=0), _largest(xp, plan, keep), xp)
-        solution = cg(hessian, gradient, tol=CG_TOLERANCE, interrupt=monitor.overdue, verify=False)
-        moved = _backtrack(problem, z, problem.reg * solution.x, gradient, plan, work)
+        solution = cg(hessian, gradient, tol=CG_TOLERANCE, interrupt=run.monitor.overdue, verify=False)
+        moved = _backtrack(problem, z, problem.reg * solution.x, gradient, plan, run.work)
         if moved is None:
             break
-        steps += 1
-        gradient, moved_error = _gradient(problem, moved[1])
-        monitor.record(partial(_potentials, problem, moved[0]), marginal_error=moved_error, reg=problem.reg, cg=solution.nit)
-        if moved_error >= error and error <= 100 * problem.rounding_floor:
-            break  # at the rounding floor: the step before was the best
-        (z, plan), error = moved, moved_error
-    return entropic_result(problem, **_potentials(problem, z), method="sns", monitor=monitor, work=work, nit_newton=steps)
+        (z, plan), before = moved, error
+        gradient, error = _gradient(problem, plan)
+        _offer(run, z, error)
+        run.nit_newton += 1
+        run.record(**_potentials(problem, z), error=error, reg=problem.reg, cg=solution.nit)
+        if error >= before and problem.at_floor(before):
+            break
+    return run.finish("sns")
 
 
-def _warm_up(problem: OTProblem, n_sinkhorn: int, work: Work, monitor: Monitor) -> Array:
+def _offer(run: Run, z: Array, error: float) -> None:
+    if run.best is None or error < run.best_error:
+        potentials = _potentials(run.problem, z)
+        run.best_error, run.best = error, (potentials["f"], potentials["g"])
+
+
+def _warm_up(run: Run, n_sinkhorn: int) -> Array:
     """Sinkhorn steps from 0; return (x, y)."""
+    problem = run.problem
     xp, reg = problem.xp, problem.reg
-    plan = StoredPlan.dense(problem.geometry, problem.a, work, single=False)
+    plan = StoredPlan.dense(problem.geometry, problem.a, run.work, single=False)
     y = xp.zeros_like(problem.b)
     for _ in range(n_sinkhorn):
         plan.sweep(y, reg)
-        error = marginal_error(plan, problem.b)
+        error = run.error(plan)
+        run.offer(plan)
         y = y + reg * (xp.log(problem.b) - xp.log(xp.clip(plan.column_sums, 1e-300, None)))
-        go_on = monitor.record(partial(dict, f=plan.f, g=plan.g), marginal_error=error, reg=reg, cg=0)
-        if not go_on or error <= problem.tol:
+        if not run.record(plan.row_potentials(), plan.g, error, reg, cg=0) or error <= problem.tol:
             break
     plan.sweep(y, reg)
-    return xp.concat([plan.f + reg * xp.log(problem.a), y])
+    return xp.concat([plan.row_potentials() + reg * xp.log(problem.a), y])
 
 
 def _potentials(problem: OTProblem, z: Array) -> dict[str, Array]:
@@ -110,7 +117,7 @@ def _gradient(problem: OTProblem, plan: Array) -> tuple[Array, float]:
 def _plan(problem: OTProblem, z: Array, work: Work) -> Array:
     work.sweeps += 1
     geometry, n = problem.geometry, problem.a.shape[0]
-    return geometry.kernels.plan_rows(geometry.cost, **_potentials(problem, z), reg=problem.reg, a=problem.a, low=0, high=n)
+    return geometry.kernels.plan_rows(geometry.kernel_cost, **_potentials(problem, z), reg=problem.reg, a=problem.a, low=0, high=n)
 
 
 def _largest(xp: Any, plan: Array, keep: int) -> Any:

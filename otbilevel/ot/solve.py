@@ -57,9 +57,9 @@ def solve_ot(
     max_iter : int, optional
         Limit of all iterations together; each method has its default.
     callback : callable, optional
-        ``callback(intermediate_result)`` after every iteration, with the fields `f`, `g` (at the points of positive
-        weight, for unit mass, g with reg log b in it), `nit`, `marginal_error` and `reg` (of the present level).
-        Raising `StopIteration` stops. ``method="exact"`` runs in one piece and calls nothing.
+        ``callback(intermediate_result)`` after every iteration, with the fields `f`, `g` (potentials as in the result, for the
+        `reg` of the present level), `nit`, `marginal_error` and `reg`. Raising `StopIteration` stops.
+        ``method="exact"`` runs in one piece and calls nothing.
     progress : bool
         Show a progress bar on stderr.
     options : dict, optional

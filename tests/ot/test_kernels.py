@@ -52,7 +52,7 @@ def test_rows_of_the_cost(kind, shape):
     geometry = make(kind, shape)
     zeros = np.zeros(shape[0]), np.zeros(shape[1])
     rows = geometry.rows(0, shape[0])
-    block = cpu.plan_rows(geometry.cost, *zeros, 1.0, np.ones(shape[0]), 0, shape[0])
+    block = cpu.plan_rows(geometry.kernel_cost, *zeros, 1.0, np.ones(shape[0]), 0, shape[0])
     np.testing.assert_allclose(block, np.exp(-rows), rtol=1e-14)
 
 
@@ -62,7 +62,7 @@ def test_bounds_of_the_cost(kind, shape, n_threads):
     geometry = make(kind, shape)
     rows = geometry.rows(0, shape[0])
     expected = rows[np.isfinite(rows)].min(), rows[np.isfinite(rows)].max()
-    for kernels, cost in ((cpu, geometry.cost), (generic, geometry)):
+    for kernels, cost in ((cpu, geometry.kernel_cost), (generic, geometry)):
         np.testing.assert_allclose(kernels.cost_bounds(cost, shape), expected, rtol=1e-12, atol=1e-15)
 
 
@@ -75,7 +75,7 @@ def test_softmax_rows(kind, shape, start, relaxation, n_threads):
     a, f, g, reg = state(geometry)
     f = {"cold": None, "warm": f, "far off": f + 40 * reg}[start]
     plan = np.full(shape, np.nan)
-    got = cpu.softmax_rows(geometry.cost, g, reg, a, f, plan, single=False, relaxation=relaxation)
+    got = cpu.softmax_rows(geometry.kernel_cost, g, reg, a, f, plan, single=False, relaxation=relaxation)
     want = generic.softmax_rows(geometry, g, reg, a, f, plan, single=False, relaxation=relaxation)
     for x, y in zip(got, want, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
@@ -86,7 +86,7 @@ def test_single_precision_sweep(kind):
     geometry = make(kind, (65, 131))
     a, f, g, reg = state(geometry)
     plan = np.empty(geometry.shape, np.float32)
-    got_f, got_plan, sums, _ = cpu.softmax_rows(geometry.cost, g, reg, a, f, plan, single=True, relaxation=1.0)
+    got_f, got_plan, sums, _ = cpu.softmax_rows(geometry.kernel_cost, g, reg, a, f, plan, single=True, relaxation=1.0)
     want_f, want_plan, want_sums, _ = generic.softmax_rows(geometry, g, reg, a, f, plan, single=False, relaxation=1.0)
     np.testing.assert_allclose(got_f, want_f, atol=1e-6 * reg)
     # the exponent, of size up to 88, is rounded to single precision
@@ -125,11 +125,13 @@ def test_lazy_kernels_and_sums(kind, shape, n_threads):
     a, f, g, reg = state(geometry)
     x = np.random.default_rng(3).standard_normal(shape[1])
     weights = a * 1.3
-    got = cpu.lazy_product(geometry.cost, f, g, reg, weights, x)
+    got = cpu.lazy_product(geometry.kernel_cost, f, g, reg, weights, x)
     np.testing.assert_allclose(got, generic.lazy_product(geometry, f, g, reg, weights, x), rtol=1e-5, atol=1e-5)
-    for p, q in zip(cpu.lazy_moments(geometry.cost, f, g, reg, a), generic.lazy_moments(geometry, f, g, reg, a), strict=True):
+    for p, q in zip(
+        cpu.lazy_moments(geometry.kernel_cost, f, g, reg, a), generic.lazy_moments(geometry, f, g, reg, a), strict=True
+    ):
         np.testing.assert_allclose(p, q, rtol=1e-5, atol=1e-30)
-    for p, q in zip(cpu.plan_sums(geometry.cost, f, g, reg, a), generic.plan_sums(geometry, f, g, reg, a), strict=True):
+    for p, q in zip(cpu.plan_sums(geometry.kernel_cost, f, g, reg, a), generic.plan_sums(geometry, f, g, reg, a), strict=True):
         np.testing.assert_allclose(p, q, rtol=1e-12)
 
 
@@ -140,12 +142,12 @@ def test_plan_rows_and_products(kind, shape, n_threads):
     a, f, g, reg = state(geometry)
     n, m = shape
     whole = generic.plan_rows(geometry, f, g, reg, a, 0, n)
-    np.testing.assert_allclose(cpu.plan_rows(geometry.cost, f, g, reg, a, n // 2, n), whole[n // 2 :], rtol=1e-12)
+    np.testing.assert_allclose(cpu.plan_rows(geometry.kernel_cost, f, g, reg, a, n // 2, n), whole[n // 2 :], rtol=1e-12)
     rng = np.random.default_rng(4)
     for axis, length in ((1, m), (0, n)):
         vectors = rng.standard_normal((length, 3))
         expected = whole @ vectors if axis == 1 else whole.T @ vectors
-        for kernels, cost in ((cpu, geometry.cost), (generic, geometry)):
+        for kernels, cost in ((cpu, geometry.kernel_cost), (generic, geometry)):
             np.testing.assert_allclose(kernels.plan_product(cost, f, g, reg, a, vectors, axis), expected, rtol=1e-11, atol=1e-14)
 
 
@@ -154,7 +156,7 @@ def test_a_laplacian_of_the_stored_plan_is_exact_in_single_precision():
     geometry = make("dense64", (60, 40))
     a, _, g, _ = state(geometry)
     plan = np.empty(geometry.shape, np.float32)
-    cpu.softmax_rows(geometry.cost, g, 0.005, a, None, plan, single=True, relaxation=1.0)
+    cpu.softmax_rows(geometry.kernel_cost, g, 0.005, a, None, plan, single=True, relaxation=1.0)
     r, degree, _ = cpu.plan_moments(plan, a)
     laplacian = np.diag(degree) - np.stack([cpu.laplacian_product(plan, a / r, e) for e in np.eye(40)])
     np.testing.assert_allclose(laplacian.sum(1), 0.0, atol=2e-16)
@@ -166,11 +168,11 @@ def test_active_set_holds_the_pairs_above_the_threshold(kind, n_threads):
     geometry = make(kind, (37, 23))
     _, f, g, reg = state(geometry)
     threshold = -3 * reg
-    active = cpu.active_set(geometry.cost, f, g, threshold, np.inf)
+    active = cpu.active_set(geometry.kernel_cost, f, g, threshold, np.inf)
     rows = geometry.rows(0, 37)
     kept = f[:, None] + g[None, :] - rows > threshold
     assert 0 < kept.sum() < kept.size
-    assert cpu.active_set(geometry.cost, f, g, threshold, kept.sum() - 1) is None
+    assert cpu.active_set(geometry.kernel_cost, f, g, threshold, kept.sum() - 1) is None
     i = np.repeat(np.arange(37), np.diff(active.indptr))
     pattern = np.zeros_like(kept)
     pattern[i, active.indices] = True
@@ -183,11 +185,11 @@ def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
     geometry = make("forbidden", (37, 23))
     a, f, g, reg = state(geometry)
     n, m = geometry.shape
-    active = cpu.active_set(geometry.cost, f, g, -1e300, np.inf)
+    active = cpu.active_set(geometry.kernel_cost, f, g, -1e300, np.inf)
     assert len(active.values) == np.isfinite(geometry.matrix).sum()
     sparse = cpu.sparse_kernels
     dense_plan = np.empty((n, m), np.float32)
-    want = cpu.softmax_rows(geometry.cost, g, reg, a, f, dense_plan, single=False, relaxation=1.0)
+    want = cpu.softmax_rows(geometry.kernel_cost, g, reg, a, f, dense_plan, single=False, relaxation=1.0)
     got = sparse.softmax_rows(active, g, reg, a, f, None, single=False, relaxation=1.0)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(got[2], want[2], rtol=1e-12)

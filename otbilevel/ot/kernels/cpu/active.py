@@ -1,15 +1,14 @@
 """Compiled kernels on an active set: the same mathematics as `dense` and `stored`, on the pairs that a CSR pattern keeps."""
 
 import numpy as np
-from numba import njit
 
+from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
-from otbilevel.ot.kernels.cpu.dense import COMPILE
 from otbilevel.ot.kernels.cpu.exp import exp64
 from otbilevel.ot.kernels.cpu.stored import relaxed
 
 
-@njit(**COMPILE)
+@kernel
 def count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
     """counts_i <- how many pairs of row i have f_i + g_j - C_ij > threshold. Returns their number."""
     m = len(g)
@@ -25,7 +24,7 @@ def count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
     return total
 
 
-@njit(**COMPILE)
+@kernel
 def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
     """Write the columns and costs of the pairs that `count` counted."""
     m = len(g)
@@ -40,7 +39,7 @@ def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # no
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan):
     """As `dense.softmax_rows`, in double precision and without relaxation."""
     longest = 0
@@ -63,7 +62,7 @@ def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, pla
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):
     """As `stored.scaling_pass`."""
     row_error = 0.0
@@ -78,7 +77,7 @@ def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):
     return row_error
 
 
-@njit(**COMPILE)
+@kernel
 def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):
     """As `stored.laplacian_product`."""
     for i in range(low, high):
@@ -91,7 +90,7 @@ def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def plan_moments(low, high, sums, indptr, indices, plan, a, row_sums):
     """As `stored.plan_moments`."""
     for i in range(low, high):

@@ -5,16 +5,15 @@ K_ij = exp((f_i + g_j - C_ij) / reg), and the plan is P = diag(a) K.
 """
 
 import numpy as np
-from numba import njit
 
+from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
-from otbilevel.ot.kernels.cpu.exp import SUMS, exp32, exp64
+from otbilevel.ot.kernels.cpu.exp import exp32, exp64
 
 LARGEST = np.finfo(np.float64).max
-COMPILE = {"fastmath": SUMS, "nogil": True, "cache": True}
 
 
-@njit(**COMPILE)
+@kernel
 def maximum(values):
     """Maximum by halving, which overwrites `values`: LLVM does not vectorise a plain running maximum."""
     width = len(values)
@@ -29,7 +28,7 @@ def maximum(values):
     return top
 
 
-@njit(**COMPILE)
+@kernel
 def cost_bounds(low, high, sums, cost, width, lows, highs):  # noqa: ARG001
     """lows_i, highs_i <- smallest and largest finite cost of row i; infinite where there is none."""
     up, down, buffer = np.empty(width), np.empty(width), np.empty(width)
@@ -42,7 +41,7 @@ def cost_bounds(low, high, sums, cost, width, lows, highs):  # noqa: ARG001
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, single, store, plan):
     """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += a_i K_i. Returns the L1 error of the row sums.
 
@@ -101,7 +100,7 @@ def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, sing
     return row_error
 
 
-@njit(**COMPILE)
+@kernel
 def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     """Row and column sums (sums[0]) of the plan in full precision, and as return value its cost."""
     m = len(g)
@@ -121,7 +120,7 @@ def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     return total_cost
 
 
-@njit(**COMPILE)
+@kernel
 def plan_rows(low, high, sums, cost, f, g, inv_reg, a, first, block):  # noqa: ARG001
     """block <- the rows first + [low, high) of the plan."""
     m = len(g)
@@ -133,7 +132,7 @@ def plan_rows(low, high, sums, cost, f, g, inv_reg, a, first, block):  # noqa: A
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, out):
     """out_ik <- sum_j P_ij vectors_kj, or (transpose) sums_kj += sum_i P_ij vectors_ki."""
     m, width = len(g), len(vectors)
@@ -155,7 +154,7 @@ def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, ou
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def _kernel_row(cost, i, f, g, inv_reg, buffer, k32):
     """k32 <- row i of K in single precision. The same numbers at every call: Laplacian and products agree."""
     row = cost_row(cost, i, buffer)
@@ -165,7 +164,7 @@ def _kernel_row(cost, i, f, g, inv_reg, buffer, k32):
         k32[j] = exp32(k32[j])
 
 
-@njit(**COMPILE)
+@kernel
 def lazy_moments(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     """As `plan_moments`, with the rows of K computed on the way."""
     m = len(g)
@@ -183,7 +182,7 @@ def lazy_moments(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def lazy_product(low, high, sums, cost, f, g, inv_reg, weights, x):
     """As `laplacian_product`, with the rows of K computed on the way."""
     m = len(g)

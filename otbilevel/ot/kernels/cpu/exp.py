@@ -24,7 +24,7 @@ _C1 = 1.0000000000000067
 
 @njit(fastmath=EXACT)
 def exp64(x):
-    """exp(x) in double precision, relative error 5e-16 (1 + |x|/14) for -708 < x < 700; 0 below, exp(700) above."""
+    """exp(x) in double precision, relative error 5e-16 (1 + |x|/14), for -708 < x < 700; 0 below, exp(700) above."""
     x = min(max(x, _LOW), _HIGH)
     shifted = x * _LOG2E + _MAGIC
     k = shifted - _MAGIC

@@ -4,12 +4,11 @@ Conventions as in `dense`. Four rows are taken at a time, so that the vectors ar
 """
 
 import numpy as np
-from numba import njit
 
-from otbilevel.ot.kernels.cpu.dense import COMPILE
+from otbilevel.ot.kernels.cpu.compile import kernel
 
 
-@njit(**COMPILE)
+@kernel
 def _dot4(plan, i, v):
     s0 = s1 = s2 = s3 = 0.0
     for j in range(len(v)):
@@ -20,13 +19,13 @@ def _dot4(plan, i, v):
     return s0, s1, s2, s3
 
 
-@njit(**COMPILE)
+@kernel
 def _add4(plan, i, s0, s1, s2, s3, out):
     for j in range(len(out)):
         out[j] += s0 * plan[i, j] + s1 * plan[i + 1, j] + s2 * plan[i + 2, j] + s3 * plan[i + 3, j]
 
 
-@njit(**COMPILE)
+@kernel
 def _dot(plan, i, v):
     s = 0.0
     for j in range(len(v)):
@@ -34,19 +33,19 @@ def _dot(plan, i, v):
     return s
 
 
-@njit(**COMPILE)
+@kernel
 def _add(plan, i, s, out):
     for j in range(len(out)):
         out[j] += s * plan[i, j]
 
 
-@njit(**COMPILE)
+@kernel
 def relaxed(u, row_sum, relaxation):
     """u^(1 - w) (1 / row_sum)^w."""
     return 1.0 / row_sum if relaxation == 1.0 else u ** (1.0 - relaxation) * row_sum ** (-relaxation)
 
 
-@njit(**COMPILE)
+@kernel
 def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
     """u <- relaxed(u, K v), sums[0] += K' (a u): both half steps in one read of K. Returns the L1 error of the row sums."""
     row_error, i = 0.0, low
@@ -68,7 +67,7 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
     return row_error
 
 
-@njit(**COMPILE)
+@kernel
 def laplacian_product(low, high, sums, plan, weights, x):
     """sums[0] += K' diag(weights) K x."""
     i = low
@@ -83,7 +82,7 @@ def laplacian_product(low, high, sums, plan, weights, x):
     return 0.0
 
 
-@njit(**COMPILE)
+@kernel
 def plan_moments(low, high, sums, plan, a, row_sums):
     """Row sums r of the stored K, sums[0]_j += a_i K_ij, sums[1]_j += a_i K_ij^2 / r_i."""
     m = plan.shape[1]

@@ -1,0 +1,22 @@
+"""How kernels are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+
+from otbilevel.ot.kernels.cpu.exp import SUMS
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, without the interpreter lock, and keep the result on disk.
+
+    Where numba finds no folder that it may write to (a read-only installation, a container without a home), nothing is
+    kept and every process compiles anew; ``NUMBA_CACHE_DIR`` in the environment names such a folder.
+    """
+    try:
+        return njit(fastmath=SUMS, nogil=True, cache=True)(function)
+    except RuntimeError:  # no locator available
+        return njit(fastmath=SUMS, nogil=True)(function)

@@ -1,0 +1,64 @@
+"""One run of an iterative method: what it works on, what it has done, and the best it has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from otbilevel._core.array import Array
+from otbilevel._core.monitor import Monitor
+from otbilevel.ot.plan import EntropicPlan
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.result import OTResult, entropic_result
+from otbilevel.ot.row_plan import RowPlan, Work
+
+SINGLE_PRECISION = 1e-6
+"""How far a marginal error that was measured in single precision may be off."""
+
+
+@dataclass
+class Run:
+    """The problem, the monitor, the counts, and the iterate of least marginal error at the target regularisation."""
+
+    problem: OTProblem
+    monitor: Monitor
+    work: Work = field(default_factory=Work)
+    nit_newton: int = 0
+    best_error: float = float("inf")
+    best: tuple[Array, Array] | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the monitor says stop."""
+        return self.monitor.stopped
+
+    def error(self, plan: RowPlan) -> float:
+        """L1 error of both marginals where `plan` is."""
+        return plan.marginal_error(self.problem.b)
+
+    def report(self, plan: RowPlan) -> bool:
+        """Record where `plan` is as an iteration; whether to go on."""
+        self.offer(plan)
+        return self.record(plan.row_potentials, plan.g, self.error(plan), plan.reg)
+
+    def record(self, f: Array, g: Array, error: float, reg: float, **figures: float) -> bool:
+        """Record an iteration; whether to go on. `f` may be a function that computes it; the callback gets public potentials."""
+        return self.monitor.record(partial(self._public, f, g, reg), marginal_error=error, reg=reg, **figures)
+
+    def _public(self, f: Array, g: Array, reg: float) -> dict[str, Array]:
+        problem = replace(self.problem, reg=reg)
+        plan = EntropicPlan(problem, f() if callable(f) else f, g, problem.a, problem.b, 0.0)
+        return dict(zip("fg", plan.potentials(), strict=True))
+
+    def offer(self, plan: RowPlan) -> None:
+        """Keep the iterate if it is the best of the whole cost at the target; single precision must be better by its error."""
+        if plan.complete and plan.reg == self.problem.reg:
+            error = self.error(plan) + (SINGLE_PRECISION if plan.single else 0.0)
+            if self.best is None or error < self.best_error:
+                self.best_error, self.best = error, (plan.row_potentials(), plan.g)
+
+    def finish(self, method: str) -> OTResult:
+        """Certify the best iterate."""
+        assert self.best is not None  # every method offers its start
+        f, g = self.best
+        return entropic_result(self.problem, f, g, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton)
