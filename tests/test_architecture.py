@@ -269,7 +269,7 @@ def test_docstrings_describe_every_parameter() -> None:
     missing = []
     for name, value in public_objects():
         if not callable(value) or (
-            inspect.isclass(value) and (issubclass(value, Exception) or getattr(value, "_is_protocol", False))
+            inspect.isclass(value) and (issubclass(value, (Exception, enum.Enum)) or getattr(value, "_is_protocol", False))
         ):
             continue
         text = inspect.getdoc(value) or ""

@@ -74,7 +74,7 @@ def _check_tensor(x: Any, name: str) -> None:
     if x.requires_grad:
         msg = (
             f"{name} is a tensor that requires gradients, which this function does not record: pass {name}.detach(). "
-            "Gradients are the business of the PyTorch bridge, otbilevel.pytorch"
+            "Gradients will be the business of a bridge to PyTorch, otbilevel.pytorch, which this version does not have yet"
         )
         raise TypeError(msg)
     if "strided" not in str(x.layout):

@@ -92,7 +92,8 @@ class Geometry(ABC):
 def check_matrix(matrix: Array, name: str) -> None:
     """Refuse what is not a two-dimensional array with entries."""
     if len(matrix.shape) != 2:
-        msg = f"{name} must be two-dimensional, got shape {tuple(matrix.shape)}"
+        order = "; the order of the arguments is a, b, C" if name == "C" and len(matrix.shape) == 1 else ""
+        msg = f"{name} must be two-dimensional, got shape {tuple(matrix.shape)}{order}"
         raise ValueError(msg)
     if 0 in matrix.shape:
         msg = f"{name} is empty: its shape is {tuple(matrix.shape)}"

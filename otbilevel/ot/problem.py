@@ -162,9 +162,12 @@ def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tu
         msg = f"{name} must be one-dimensional, got shape {tuple(given.shape)}"
         raise ValueError(msg)
     if given.shape[0] != size:
-        msg = f"{name} has {given.shape[0]} weights, but C has shape {shape}: a needs one per row, b one per column"
+        msg = f"{name} has {given.shape[0]} weights, but C has shape {shape}: a needs one a row, b one a column; None is uniform"
         raise ValueError(msg)
     weights = xp.astype(given, xp.float64)
+    if weights.dtype != xp.float64:
+        msg = f"{name} was asked for in double precision and came as {weights.dtype}: switch double precision on in its library"
+        raise TypeError(msg)
     for bad, what in ((xp.isnan(weights), "NaN"), (xp.isinf(weights), "infinite"), (weights < 0, "negative")):
         if bool(xp.any(bad)):
             index = int(xp.argmax(xp.astype(bad, xp.int64)))
@@ -213,8 +216,9 @@ def _require_feasible(problem: OTProblem) -> None:
     supply = np.floor(to_numpy(problem.a) * unit).astype(np.int32)
     demand = np.floor(to_numpy(problem.b) * unit).astype(np.int32)
     i, j = np.nonzero(allowed)
-    tail = np.concatenate([np.zeros(n, np.int64), 1 + i, 1 + n + np.arange(m)])
-    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)])
+    # SciPy before 1.17 wants 32-bit indices.
+    tail = np.concatenate([np.zeros(n), 1 + i, 1 + n + np.arange(m)]).astype(np.int32)
+    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)]).astype(np.int32)
     capacity = np.concatenate([supply, np.minimum(supply[i], demand[j]), demand])
     graph = sparse.csr_array((capacity, (tail, head)), shape=(n + m + 2, n + m + 2), dtype=np.int32)
     moved = maximum_flow(graph, 0, n + m + 1).flow_value

@@ -28,10 +28,15 @@ class OTResult(Result):
     Attributes
     ----------
     f, g : (n,), (m,) arrays
-        Potentials in units of the cost, with <a, f> = <b, g>; at points of zero weight their c-transforms, always finite.
+        Potentials in units of the cost, with <a, f> = <b, g>; at points of zero weight their c-transforms, always finite
+        (0 where all pairs of such a point are forbidden).
         For float32 data they are rounded on return, while the plan and the figures belong to the unrounded ones.
     potentials : tuple
         ``(f, g)``.
+    plan : (n, m) array
+        The plan. O(n m) time and memory.
+    sparse_plan : scipy.sparse.csr_array
+        The plan in host memory, without entries that together hold less than min(tol, 1e-6) of the mass.
     reg : float
         Regularisation in use.
     value, value_linear, dual_value : float
@@ -221,7 +226,7 @@ def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor,
     if not problem.at_floor(error):
         stall = "the steps no longer help, as happens where many costs tie: raise reg, or raise tol"
     else:
-        stall = f"no further progress; double precision allows about {floor:.1g} here: raise tol, or raise reg"
+        stall = f"no further progress; double precision promises no better than about {floor:.1g} here: raise tol, or raise reg"
     faster = ' use method="sns",' if method == "sinkhorn" else ""
     advice = {
         Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",

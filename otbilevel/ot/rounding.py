@@ -77,7 +77,8 @@ class AlongTree:
         n, m = log_p.shape
         i, j = np.nonzero(log_p > -np.inf)
         weights = 1.0 + log_p[i, j].max() - log_p[i, j]
-        tree = minimum_spanning_tree(sparse.csr_array((weights, (i, n + j)), shape=(n + m, n + m)))
+        ends = i.astype(np.int32), (n + j).astype(np.int32)  # SciPy before 1.17 wants 32-bit indices
+        tree = minimum_spanning_tree(sparse.csr_array((weights, ends), shape=(n + m, n + m)))
         edges, leftover = _settle(tree + tree.T, np.concatenate([missing_a, missing_b]))
         i, j, flow = edges[:, 0].astype(np.int64), edges[:, 1].astype(np.int64) - n, edges[:, 2]
         if leftover > 1e-14 or np.any(np.exp(log_p[i, j]) + flow < 0):

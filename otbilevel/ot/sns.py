@@ -47,8 +47,8 @@ class SNSOptions:
         "paper" runs Algorithm 1 of the paper as published, to reproduce it: it has no path in reg and can stall.
     active_density : float
         "robust": restrict the plan to its active entries when their share is at most this; 0 never does.
-    n_sinkhorn : int
-        "paper": Sinkhorn steps before Newton's method (N1).
+    n_sinkhorn : int, optional
+        "paper": Sinkhorn steps before Newton's method (N1), by default 20.
     hessian_density : float, optional
         "paper": the share lambda of the n m entries of the plan that the sparsified Hessian keeps; by default ``3 / min(n, m)``.
     time_limit : float, optional
@@ -57,16 +57,21 @@ class SNSOptions:
 
     variant: str = "robust"
     active_density: float = 0.05
-    n_sinkhorn: int = 20
+    n_sinkhorn: int | None = None
     hessian_density: float | None = None
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
         validate.choice(self.variant, "variant", ("robust", "paper"))
         validate.real(self.active_density, "active_density", low=0.0, high=1.0)
-        validate.integer(self.n_sinkhorn, "n_sinkhorn", low=1)
+        if self.n_sinkhorn is not None:
+            validate.integer(self.n_sinkhorn, "n_sinkhorn", low=1)
         if self.hessian_density is not None:
             validate.real(self.hessian_density, "hessian_density", low=0.0, high=1.0, strict=True)
+        for name in ("n_sinkhorn", "hessian_density"):
+            if self.variant != "paper" and getattr(self, name) is not None:
+                msg = f'{name} = {getattr(self, name)} belongs to variant="paper", got variant={self.variant!r}'
+                raise ValueError(msg)
         if self.time_limit is not None:
             validate.real(self.time_limit, "time_limit", low=0.0)
 
@@ -122,7 +127,7 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
     """Solve by the path and Newton's method, or by the paper's algorithm."""
     run = Run(problem, monitor)
     if options.variant == "paper":
-        return sns_paper.solve(run, options.n_sinkhorn, options.hessian_density)
+        return sns_paper.solve(run, options.n_sinkhorn or 20, options.hessian_density)
     return solve_robust(make_plan(run), options, run)
 
 

@@ -526,7 +526,7 @@ BAD_OPTIONS = [
     ("sns", "hessian_density", [0.0, -0.1, 1.5, NAN], ValueError),
     ("sns", "hessian_density", ["0.1", True], TypeError),
     ("sns", "n_sinkhorn", [0, -3], ValueError),
-    ("sns", "n_sinkhorn", [1.5, "20", None, True], TypeError),
+    ("sns", "n_sinkhorn", [1.5, "20", True], TypeError),
     ("exact", "solver", ["simplex", None, 0], ValueError),
     *((method, "time_limit", [-1.0, NAN], ValueError) for method in ITERATIVE),
     *((method, "time_limit", ["1 s", True], TypeError) for method in ITERATIVE),

@@ -6,7 +6,6 @@ import pytest
 from otbilevel import PointCloud, solve_ot
 from otbilevel.testing.ot_problems import entropic_gaussian, gaussian_w2, wasserstein_1d
 
-ot = pytest.importorskip("ot")
 METHODS = ["sns", "auto", "sinkhorn"]
 
 
@@ -26,6 +25,7 @@ def test_exact_on_the_line(power):
     a, b = rng.dirichlet(np.ones(40)), rng.dirichlet(np.ones(55))
     C = np.abs(x[:, None] - y[None, :]) ** power
     expected = wasserstein_1d(x, a, y, b, power)
+    pytest.importorskip("ot")
     for options in ({"solver": "network-simplex"}, {"solver": "highs"}):
         result = solve_ot(a, b, C, method="exact", options=options)
         assert result.success and result.reg == 0.0
@@ -49,6 +49,7 @@ def test_translation_of_a_cloud_costs_the_squared_length():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reg", [1.0, 0.1, 0.02])
 def test_agrees_with_pot(method, reg):
+    ot = pytest.importorskip("ot")
     rng = np.random.default_rng(2)
     x, y = rng.random((50, 2)), rng.random((35, 2))
     a, b = rng.dirichlet(np.ones(50)), rng.dirichlet(np.ones(35))
@@ -64,6 +65,7 @@ def test_agrees_with_pot(method, reg):
 def test_exact_agrees_between_solvers_and_with_the_assignment_problem():
     from scipy.optimize import linear_sum_assignment
 
+    pytest.importorskip("ot")
     C = np.random.default_rng(3).random((40, 40))
     rows, columns = linear_sum_assignment(C)
     for solver in ("network-simplex", "highs"):

@@ -98,7 +98,7 @@ def test_forbidden_and_negligible_pairs_are_exact_zeros():
     cost = DenseCost(np.array([[0.0, np.inf, 5000.0], [1.0, 0.0, np.inf]]))
     for single in (False, True):
         plan = np.empty((2, 3), np.float32 if single else np.float64)
-        cpu.softmax_rows(cost.cost, np.zeros(3), 1.0, np.full(2, 0.5), None, plan, single=single, relaxation=1.0)
+        cpu.softmax_rows(cost.kernel_cost, np.zeros(3), 1.0, np.full(2, 0.5), None, plan, single=single, relaxation=1.0)
         assert plan[0, 1] == plan[0, 2] == plan[1, 2] == 0.0
         np.testing.assert_allclose(plan.sum(1), 1.0, rtol=1e-6)
 

@@ -37,9 +37,7 @@ def test_iterations_are_the_textbook_ones(lazy):
 def test_scaling_is_absorbed_before_it_underflows():
     """At reg = 1e-3 of the range a plain kernel exp(-C/reg) underflows; here every row keeps its mass at every iteration."""
     problem = FAMILIES["cloud-2d"](60, 0)
-    result = solve_ot(
-        problem.a, problem.b, problem.C, reg=5e-4, method="sinkhorn", max_iter=400, options={"relaxation": 1.0}, tol=0.05
-    )
+    result = solve_ot(problem.a, problem.b, problem.C, reg=5e-5, method="sinkhorn", max_iter=2000, tol=0.3)
     assert result.success
     assert np.all(np.isfinite(result.history["marginal_error"]))
     assert result.nsweep > 3

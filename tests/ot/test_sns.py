@@ -89,7 +89,7 @@ def test_rounding_floor_is_reported():
     """reg so small that double precision cannot represent the plan to tol: an honest status, and the best iterate."""
     rng = np.random.default_rng(9)
     C = 1e6 + rng.random((50, 50))
-    with pytest.warns(ConvergenceWarning, match="double precision allows about"):
+    with pytest.warns(ConvergenceWarning, match="double precision promises no better than about"):
         result = solve_ot(None, None, C, reg=1e-4, method="sns", tol=1e-12)
     assert result.status is Status.STALLED and not result.success
     assert l1_error(result.plan, np.full(50, 0.02), np.full(50, 0.02)) < 1e-4
@@ -142,7 +142,7 @@ class TestPaperVariant:
         options = {"variant": "paper", "hessian_density": 1.0, "n_sinkhorn": 200}
         errors = solve_ot(None, None, problem.C, reg=0.01, method="sns", options=options, tol=1e-13).history["marginal_error"][200:]
         assert len(errors) <= 8
-        fast = errors[errors > 1e-10]
+        fast = errors[errors > 1e-6]
         assert np.all(fast[1:] <= 50 * fast[:-1] ** 2)
 
     def test_stall_on_an_image_is_reported(self):

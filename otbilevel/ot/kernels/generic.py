@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from otbilevel.ot.geometry import Geometry
 
 sparse_kernels = None
-_BLOCK_ENTRIES = 2**22
+_BLOCK_ENTRIES = 2**19
 
 
 def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Split the rows so that a block holds some four million entries."""
+    """Split the rows so that a block holds some half a million entries: four megabytes, and a few times that at work."""
     n, m = shape
     step = max(1, _BLOCK_ENTRIES // max(m, 1))
     for low in range(0, n, step):
