@@ -169,7 +169,8 @@ def print_table(runs: dict[str, Run], figures: dict[str, dict[str, float]]) -> N
     print(f"\n{'':24}" + "".join(f"{name:>24}" for name in runs))
     for label, cells in rows.items():
         print(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
-    print("\nOne run each, after a warm-up on a small problem (numba compiles there).")
+    print("\nOne run each by the clock, after a warm-up on a small problem (numba compiles there).")
+    print("Other work on the machine distorts the ratio; benchmarks/compare_pot.py repeats its runs.")
     for name, run in runs.items():
         if run.note:
             print(f"{name} warned: {run.note}")

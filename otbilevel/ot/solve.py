@@ -86,9 +86,11 @@ def solve_ot(
 
     Notes
     -----
-    A dense C is swept in O(n m) per iteration, and "sns", "auto" ("sinkhorn") keep one more n x m array in single
-    (double) precision. A `PointCloud` needs O(n + m) memory, unless its active set is used: then at most 5 % of n m
-    and 2^25 entries.
+    A dense C is swept in O(n m) per iteration. For NumPy arrays "sns" keeps one more n x m array in single precision,
+    "sinkhorn" one in double precision, and "auto" one of the two; other libraries always use double precision, and
+    take several such arrays at work. A `PointCloud` needs O(n + m) memory and blocks of some megabytes, unless its
+    active set is used: then at most 5 % of n m and 2^25 entries. Forbidden pairs cost a check of feasibility, which
+    needs about a hundred bytes for each allowed pair.
 
     References
     ----------
