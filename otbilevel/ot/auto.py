@@ -16,7 +16,7 @@ from otbilevel.ot.sinkhorn import iterate, scale
 
 TRIAL = (3, 8)
 """Passes at least and at most from which the contraction is measured."""
-WORTH_WHILE = 40
+WORTH_WHILE = 30
 """Sinkhorn iterations up to which Sinkhorn's method is left alone: about what the path and Newton's method cost."""
 
 

@@ -217,7 +217,8 @@ def test_kernels_compile_where_nothing_can_be_kept_on_disk(monkeypatch):
 
     def njit(*, cache=False, **settings):
         if cache:
-            raise RuntimeError("cannot cache function: no locator available")
+            msg = "cannot cache function: no locator available"
+            raise RuntimeError(msg)
         return real(**settings)
 
     monkeypatch.setattr(compiling, "njit", njit)
