@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
+from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.plan import Plan, c_transform_columns, c_transform_rows, extend_potentials, finite, user_csr
 from otbilevel.ot.problem import OTProblem
@@ -87,16 +88,11 @@ class ExplicitPlan(Plan):
         coo = self.matrix.tocoo()
         return user_csr(self.problem, coo.row, coo.col, coo.data)
 
-    def conditional_means(self, y: Array) -> Array:
-        """A source of zero weight goes to its cheapest target, where C_ij - g_j is least."""
-        p, xp = self.problem, self.problem.xp
-        targets = p.targets.restrict(y)
-        means = self.product(targets, 1) / self.row_sums[:, None]
-        if p.sources.dropped is None:
-            return means
-        part = p.whole.restrict(p.sources.dropped, p.targets.indices)
+    def _dropped_means(self, part: Geometry, targets: Array) -> Array:
+        """The cheapest target, where C_ij - g_j is least."""
+        xp = self.problem.xp
         cheapest = [xp.argmin(part.rows(low, high) - self.g[None, :], axis=1) for low, high in row_blocks(part.shape)]
-        return p.sources.merge(means, xp.take(targets, xp.concat(cheapest), axis=0))
+        return xp.take(targets, xp.concat(cheapest), axis=0)
 
     def product(self, vectors: Array, axis: int) -> Array:
         matrix = self.matrix if axis == 1 else self.matrix.T

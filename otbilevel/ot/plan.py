@@ -117,9 +117,18 @@ class Plan(ABC):
         product = p.mass * self.product(columns[:, None] if flat else columns, axis)
         return p.xp.astype(outward.expand(product[:, 0] if flat else product), p.dtype)
 
-    @abstractmethod
     def conditional_means(self, y: Array) -> Array:
         """sum_j P_ij y_j / sum_j P_ij at every source, those of zero weight included."""
+        p = self.problem
+        targets = p.targets.restrict(y)
+        means = self.product(targets, 1) / self.row_sums[:, None]
+        if p.sources.dropped is None:
+            return means
+        return p.sources.merge(means, self._dropped_means(p.whole.restrict(p.sources.dropped, p.targets.indices), targets))
+
+    @abstractmethod
+    def _dropped_means(self, part: Geometry, targets: Array) -> Array:
+        """Where the sources of zero weight go; `part` has these and the targets that carry weight."""
 
 
 @dataclass(eq=False)
@@ -261,17 +270,11 @@ class EntropicPlan(Plan):
         p = self.problem
         return p.geometry.kernels.plan_product(p.geometry.kernel_cost, self.f, self.g, p.reg, p.a, vectors, axis)
 
-    def conditional_means(self, y: Array) -> Array:
-        """The potentials of sources of zero weight define a conditional plan as well."""
-        p, xp = self.problem, self.problem.xp
-        targets = p.targets.restrict(y)
-        means = self.product(targets, 1) / self.row_sums[:, None]
-        if p.sources.dropped is None:
-            return means
-        part = p.whole.restrict(p.sources.dropped, p.targets.indices)
+    def _dropped_means(self, part: Geometry, targets: Array) -> Array:
+        """By the conditional plan that their potentials define."""
+        p = self.problem
         f = _soft_transform(part, self.g, p.reg)
-        others = part.kernels.plan_product(part.kernel_cost, f, self.g, p.reg, xp.ones_like(f), targets, 1)
-        return p.sources.merge(means, others)
+        return part.kernels.plan_product(part.kernel_cost, f, self.g, p.reg, p.xp.ones_like(f), targets, 1)
 
 
 def user_csr(problem: OTProblem, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> sparse.csr_array:

@@ -126,3 +126,17 @@ def test_printout_names_the_figures(result):
     text = repr(result)
     for field in ("message", "success", "marginal_error", "nit_newton", "reg"):
         assert field in text
+
+
+def test_exact_map_of_a_source_without_weight(backend):
+    """It goes to the cheapest target, where C_ij - g_j is least."""
+    rng = np.random.default_rng(3)
+    x, y = rng.random((8, 2)), rng.random((8, 2))
+    a = np.full(8, 1 / 7)
+    a[2] = 0.0
+    b = np.full(8, 1 / 8)
+    cloud = PointCloud(backend.asarray(x), backend.asarray(y))
+    result = solve_ot(backend.asarray(a), backend.asarray(b), cloud, method="exact")
+    g = backend.to_numpy(result.g)
+    cheapest = np.argmin(((x[2] - y) ** 2).sum(-1) - g)
+    np.testing.assert_allclose(backend.to_numpy(result.barycentric_map(backend.asarray(y)))[2], y[cheapest])
