@@ -10,7 +10,7 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import RowPlan, StoredPlan
+from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import iterate, scale
 
@@ -44,7 +44,7 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
     then it is `sns`, too.
     """
     run = Run(problem, monitor)
-    plan = sns.make_plan(run)
+    plan = run.make_plan(single=True)
     trial = _Trial(plan, run)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg, single=True)
     g = plan.g
@@ -57,12 +57,12 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
     if trial.promising:
         if problem.geometry.dense:
             del plan, trial  # make room for the plan in double precision
-            plan = StoredPlan.dense(problem.geometry, problem.a, run.work, single=False)
+            plan = run.make_plan(single=False)
         plan.sweep(g, problem.reg)
         iterate(plan, run, at_most=3 * WORTH_WHILE)
         if run.stopped or run.best_error <= problem.tol or problem.at_floor(run.best_error):
             return run.finish("sinkhorn")
-        plan = sns.make_plan(run)
+        plan = run.make_plan(single=True)
     return sns.solve_robust(plan, sns.SNSOptions(), run)
 
 

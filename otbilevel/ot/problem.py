@@ -21,13 +21,10 @@ class Support:
 
     Attributes
     ----------
-    mask : (size,) boolean array
-        True where the weight is positive.
     indices, dropped : integer arrays, or None when all weights are positive
         Where the weight is positive, and where it is zero.
     """
 
-    mask: Array
     indices: Array | None
     dropped: Array | None
 
@@ -37,8 +34,8 @@ class Support:
         xp = array_namespace(weights)
         mask = weights > 0
         if bool(xp.all(mask)):
-            return cls(mask, None, None)
-        return cls(mask, xp.nonzero(mask)[0], xp.nonzero(~mask)[0])
+            return cls(None, None)
+        return cls(xp.nonzero(mask)[0], xp.nonzero(~mask)[0])
 
     def restrict(self, values: Array) -> Array:
         """The entries of `values` (size, ...) on the support."""

@@ -98,12 +98,15 @@ class RowPlan(ABC):
         self.cost = cost
         self.a = a
         self.work = work
+        self._measured: tuple[Array, float] | None = None
         self.restart()
 
     def marginal_error(self, b: Array) -> float:
-        """L1 error of both marginals."""
-        xp = array_namespace(b)
-        return float(xp.sum(xp.abs(self.column_sums - b))) + self.row_error
+        """L1 error of both marginals; computed once where the plan is, as rules, monitor and best iterate all ask."""
+        if self._measured is None or self._measured[0] is not self.column_sums:
+            xp = array_namespace(b)
+            self._measured = self.column_sums, float(xp.sum(xp.abs(self.column_sums - b))) + self.row_error
+        return self._measured[1]
 
     @abstractmethod
     def restart(self) -> None:

@@ -10,7 +10,7 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import RowPlan, Work
+from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
 
 SINGLE_PRECISION = 1e-6
 """How far a marginal error that was measured in single precision may be off."""
@@ -31,6 +31,11 @@ class Run:
     def stopped(self) -> bool:
         """Whether the monitor says stop."""
         return self.monitor.stopped
+
+    def make_plan(self, *, single: bool) -> RowPlan:
+        """A plan stored beside a dense cost, in single or double precision; beside points one that stores nothing."""
+        geometry, a = self.problem.geometry, self.problem.a
+        return StoredPlan.dense(geometry, a, self.work, single=single) if geometry.dense else LazyPlan(geometry, a, self.work)
 
     def error(self, plan: RowPlan) -> float:
         """L1 error of both marginals where `plan` is."""

@@ -10,7 +10,7 @@ from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan
+from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 
 LARGEST_SCALING = 600.0
@@ -52,10 +52,7 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     iteration, which then is the log-domain iteration: one fused sweep. A point cloud stores nothing and always sweeps.
     """
     run = Run(problem, monitor)
-    if problem.geometry.dense:
-        plan: RowPlan = StoredPlan.dense(problem.geometry, problem.a, run.work, single=False)
-    else:
-        plan = LazyPlan(problem.geometry, problem.a, run.work)
+    plan = run.make_plan(single=False)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg)
     iterate(plan, run, relaxation=options.relaxation)
     return run.finish("sinkhorn")

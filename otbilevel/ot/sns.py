@@ -30,7 +30,7 @@ from otbilevel.ot import sns_paper
 from otbilevel.ot.newton import NewtonRule, newton
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan
+from otbilevel.ot.row_plan import RowPlan, StoredPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import scale
 
@@ -126,15 +126,7 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
     run = Run(problem, monitor)
     if options.variant == "paper":
         return sns_paper.solve(run, options.n_sinkhorn or 20, options.hessian_density)
-    return solve_robust(make_plan(run), options, run)
-
-
-def make_plan(run: Run) -> RowPlan:
-    """A plan stored in single precision beside a dense cost, none beside points."""
-    problem = run.problem
-    if problem.geometry.dense:
-        return StoredPlan.dense(problem.geometry, problem.a, run.work, single=True)
-    return LazyPlan(problem.geometry, problem.a, run.work)
+    return solve_robust(run.make_plan(single=True), options, run)
 
 
 def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:

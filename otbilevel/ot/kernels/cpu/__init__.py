@@ -13,7 +13,6 @@ from otbilevel.ot.kernels.cpu import active, dense, sparse, stored
 from otbilevel.ot.kernels.cpu.threads import over_rows
 
 sparse_kernels = sparse
-Sums = tuple[np.ndarray, np.ndarray, float]
 
 _NOTHING = np.empty((0, 0), np.float32)
 
@@ -84,7 +83,7 @@ def lazy_product(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, weights: n
     return over_rows(dense.lazy_product, n, n * m, (1, m), cost, f, g, 1.0 / reg, weights, x)[0][0]
 
 
-def plan_sums(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> Sums:
+def plan_sums(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     n, m = len(a), len(g)
     row_sums = np.empty(n)
     sums, total_cost = over_rows(dense.plan_sums, n, n * m, (1, m), cost, f, g, 1.0 / reg, a, row_sums)
