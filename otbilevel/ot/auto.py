@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from otbilevel._core import validate
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns
+from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import RowPlan
+from otbilevel.ot.row_plan import RowPlan, StoredPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import iterate, scale
 
@@ -28,22 +29,27 @@ class AutoOptions:
     ----------
     time_limit : float, optional
         Seconds of wall time.
+    memory : float
+        Bytes that the plan of a `PointCloud` may take, by default one gigabyte. A plan that does not fit is computed anew in every
+        pass. (The plan beside a cost matrix takes as much as the matrix at most.)
     """
 
     time_limit: float | None = None
+    memory: float = MEMORY
 
     def __post_init__(self) -> None:
         if self.time_limit is not None:
             validate.real(self.time_limit, "time_limit", low=0.0)
+        check_memory(self.memory)
 
 
-def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResult:  # noqa: ARG001 -- the monitor has the time limit
+def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResult:
     """Try a few Sinkhorn passes at the target; stay with them if they converge fast, else follow the path of `sns`.
 
     The first contraction is often better than the last: Sinkhorn's method gets three times the promised iterations,
     then it is `sns`, too.
     """
-    run = Run(problem, monitor)
+    run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=True)
     trial = _Trial(plan, run)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg, single=True)
@@ -55,7 +61,7 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
         run.offer(plan)
         return run.finish("sinkhorn")
     if trial.promising:
-        if problem.geometry.dense:
+        if isinstance(plan, StoredPlan):
             del plan, trial  # make room for the plan in double precision
             plan = run.make_plan(single=False)
         plan.sweep(g, problem.reg)

@@ -61,7 +61,7 @@ class Geometry(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Modules, and what is made for them, are found again after unpickling."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("kernels", "kernel_cost")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("kernels", "kernel_cost", "trees")}
 
     @cached_property
     def kernels(self) -> ModuleType:

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.huge import SampledCheck, interpolated_product, interpolated_sums, is_huge
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
@@ -144,12 +145,22 @@ class EntropicPlan(Plan):
     row_sums: Array
     column_sums: Array
     linear: float
+    sampled: SampledCheck | None = None
 
     @classmethod
     def certify(cls, problem: OTProblem, f: Array, g: Array) -> EntropicPlan:
-        """Sweep once in full precision over the plan that these potentials define, by a kernel that no iteration uses."""
+        """Sweep once in full precision over the plan that these potentials define, by a kernel that no iteration uses.
+
+        Where that would take minutes, the sums are interpolated and checked directly on a sample of rows and columns.
+        """
         geometry = problem.geometry
+        if is_huge(geometry):
+            return cls(problem, f, g, *interpolated_sums(problem, f, g))
         return cls(problem, f, g, *geometry.kernels.plan_sums(geometry.kernel_cost, f, g, problem.reg, problem.a))
+
+    @property
+    def marginal_error(self) -> float:
+        return super().marginal_error + (0.0 if self.sampled is None else self.sampled.discrepancy)
 
     @cached_property
     def _unit_potentials(self) -> tuple[Array, Array]:
@@ -268,6 +279,8 @@ class EntropicPlan(Plan):
 
     def product(self, vectors: Array, axis: int) -> Array:
         p = self.problem
+        if is_huge(p.geometry):
+            return interpolated_product(p, self.f, self.g, vectors, axis)
         return p.geometry.kernels.plan_product(p.geometry.kernel_cost, self.f, self.g, p.reg, p.a, vectors, axis)
 
     def _dropped_means(self, part: Geometry, targets: Array) -> Array:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, as_array, common_namespace, readonly
+from otbilevel._core.array import Array, as_array, common_namespace, is_numpy_namespace, readonly
 from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.distance_range import distance_range
 from otbilevel.ot.geometry import Geometry, check_matrix, first_index, found
 
+if TYPE_CHECKING:
+    from otbilevel.ot.cells import PointTree
+
+SMALL = 1_000_000
+"""Pairs that may as well be looked at one by one."""
 LARGEST_COORDINATE = 1e140
 """Beyond it a sum of squared differences may overflow, below its reciprocal underflow."""
 
@@ -96,6 +103,32 @@ class PointCloud(Geometry):
 
     def transpose(self) -> PointCloud:
         return PointCloud(self.y, self.x, cost=self.cost)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest cost.
+
+        In two or three dimensions both are found among few pairs, in O((n + m) log(n + m)): the closest by a k-d tree, the most
+        distant on the convex hulls. Otherwise one pass over all pairs.
+        """
+        n, m = self.shape
+        if n * m > SMALL and self.cost in ("sqeuclidean", "euclidean") and is_numpy_namespace(self.xp):
+            found = distance_range(self.x, self.y)
+            if found is not None:
+                return (found[0] ** 2, found[1] ** 2) if self.cost == "sqeuclidean" else found
+        return super().bounds
+
+    @property
+    def interpolable(self) -> bool:
+        """Whether the kernel between these points may be interpolated: with squared distances, by compiled kernels."""
+        return self.cost == "sqeuclidean" and self.kernels.interpolates
+
+    @cached_property
+    def trees(self) -> tuple[PointTree, PointTree]:
+        """Both NumPy clouds sorted into boxes."""
+        from otbilevel.ot.cells import PointTree  # noqa: PLC0415 -- brings in numba, which takes a while
+
+        return PointTree(self.x), PointTree(self.y)
 
     def _compiled_cost(self) -> Any:
         x, y = (self._unit_x, self._unit_y) if self.cost == "cosine" else (self.x, self.y)

@@ -203,7 +203,7 @@ def entropic_result(
         nsweep=work.sweeps,
         success=status is Status.SUCCESS,
         status=status,
-        message=_message(problem, status, error, monitor, method),
+        message=_message(problem, status, error, monitor, method) + (f" ({plan.sampled})" if plan.sampled else ""),
         method=method,
         history={name: np.asarray(values) for name, values in monitor.history.items()},
         _plan=plan,

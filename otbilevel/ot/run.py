@@ -8,9 +8,11 @@ from functools import partial
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot.plan import EntropicPlan
+from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
+from otbilevel.ot.row_plan import RowPlan, StoredPlan, Work
 
 SINGLE_PRECISION = 1e-6
 """How far a marginal error that was measured in single precision may be off."""
@@ -22,6 +24,7 @@ class Run:
 
     problem: OTProblem
     monitor: Monitor
+    memory: float
     work: Work = field(default_factory=Work)
     nit_newton: int = 0
     best_error: float = float("inf")
@@ -33,9 +36,11 @@ class Run:
         return self.monitor.stopped
 
     def make_plan(self, *, single: bool) -> RowPlan:
-        """A plan stored beside a dense cost, in single or double precision; beside points one that stores nothing."""
-        geometry, a = self.problem.geometry, self.problem.a
-        return StoredPlan.dense(geometry, a, self.work, single=single) if geometry.dense else LazyPlan(geometry, a, self.work)
+        """A plan stored beside a dense cost, in single or double precision; beside points one that keeps within the memory."""
+        problem, geometry = self.problem, self.problem.geometry
+        if isinstance(geometry, PointCloud):
+            return point_plan(problem, geometry, self.work, single=single, memory=self.memory)
+        return StoredPlan.dense(geometry, problem.a, self.work, single=single)
 
     def error(self, plan: RowPlan) -> float:
         """L1 error of both marginals where `plan` is."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
+from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
@@ -33,15 +34,20 @@ class SinkhornOptions:
         diverge from a far start.
     time_limit : float, optional
         Seconds of wall time.
+    memory : float
+        Bytes that the plan of a `PointCloud` may take, by default one gigabyte. A plan that does not fit is computed anew in every
+        pass. (The plan beside a cost matrix takes as much as the matrix at most.)
     """
 
     relaxation: float = 1.0
     time_limit: float | None = None
+    memory: float = MEMORY
 
     def __post_init__(self) -> None:
         validate.real(self.relaxation, "relaxation", low=0.0, strict=True, below=2.0)
         if self.time_limit is not None:
             validate.real(self.time_limit, "time_limit", low=0.0)
+        check_memory(self.memory)
 
 
 def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTResult:
@@ -51,7 +57,7 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     entries that underflowed in K cannot matter, it is absorbed into g and K computed anew. At small reg this happens at every
     iteration, which then is the log-domain iteration: one fused sweep. A point cloud stores nothing and always sweeps.
     """
-    run = Run(problem, monitor)
+    run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=False)
     plan.sweep(problem.xp.zeros_like(problem.b), problem.reg)
     iterate(plan, run, relaxation=options.relaxation)

@@ -28,6 +28,7 @@ from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns_paper
 from otbilevel.ot.newton import NewtonRule, newton
+from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan, StoredPlan
@@ -51,6 +52,9 @@ class SNSOptions:
         "paper": the share lambda of the n m entries of the plan that the sparsified Hessian keeps; by default ``3 / min(n, m)``.
     time_limit : float, optional
         Seconds of wall time.
+    memory : float
+        Bytes that the plan of a `PointCloud` may take, by default one gigabyte. A plan that does not fit is computed anew in every
+        pass. (The plan beside a cost matrix takes as much as the matrix at most.)
     """
 
     variant: str = "robust"
@@ -58,6 +62,7 @@ class SNSOptions:
     n_sinkhorn: int | None = None
     hessian_density: float | None = None
     time_limit: float | None = None
+    memory: float = MEMORY
 
     def __post_init__(self) -> None:
         validate.choice(self.variant, "variant", ("robust", "paper"))
@@ -72,6 +77,7 @@ class SNSOptions:
                 raise ValueError(msg)
         if self.time_limit is not None:
             validate.real(self.time_limit, "time_limit", low=0.0)
+        check_memory(self.memory)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ MAX_ACTIVE = 2**25
 
 def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult:
     """Solve by the path and Newton's method, or by the paper's algorithm."""
-    run = Run(problem, monitor)
+    run = Run(problem, monitor, options.memory)
     if options.variant == "paper":
         return sns_paper.solve(run, options.n_sinkhorn or 20, options.hessian_density)
     return solve_robust(run.make_plan(single=True), options, run)

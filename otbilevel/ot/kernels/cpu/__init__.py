@@ -13,6 +13,7 @@ from otbilevel.ot.kernels.cpu import active, dense, sparse, stored
 from otbilevel.ot.kernels.cpu.threads import over_rows
 
 sparse_kernels = sparse
+interpolates = True
 
 _NOTHING = np.empty((0, 0), np.float32)
 

@@ -1,0 +1,177 @@
+"""The plan between clouds of many points, in the memory and time of the few nodes that stand for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from otbilevel._core.array import Array
+from otbilevel.ot.cells import Cells, PointTree
+from otbilevel.ot.interpolated_kernel import InterpolatedKernel
+from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
+
+COARSE = 1e-4
+"""Accuracy of the interpolation where single precision is asked for, and in the Laplacian."""
+SHARE_OF_TOLERANCE = 1e-2
+"""Accuracy of the interpolation elsewhere, in terms of the tolerance of the marginals."""
+FAR_COARSE, FAR = 6.0, 3.0
+"""How far (in units of reg) f may be from the potential that scaled the kernel before that is done again: a row that is scaled by
+exp(-t) has an error exp(t) times as large."""
+SMALLEST = 1e-30
+"""What a row sum that interpolation left without a significant digit is taken for: the next kernel is scaled by it."""
+MAX_RESCALINGS = 60
+"""How often a kernel is scaled anew in one sweep. A potential moves by up to 69 reg in each."""
+
+
+class InterpolatedPlan(RowPlan):
+    """K between two clouds with squared Euclidean cost, interpolated on a cut of each that suits the present reg.
+
+    A large reg needs few nodes, whatever n and m are: so the early levels of a path in reg cost next to nothing, and no coarse
+    problem has to be made up for them. Newton's method takes the gradient from a fine cut and the Laplacian from a coarse one,
+    which only costs a few digits of the step.
+
+    Parameters
+    ----------
+    geometry : PointCloud
+        NumPy points with squared Euclidean cost.
+    a : (n,) array
+        Weights.
+    work : Work
+        Where passes are counted: a sweep for each kernel between nodes, a product for each pair of products with it.
+    tol : float
+        Tolerance of the marginals.
+    memory : float
+        Bytes for the stored kernels between nodes.
+    """
+
+    reach = 12.0  # beyond exp(12) the interpolation error of a scaled row would show
+
+    def __init__(self, geometry: PointCloud, a: Array, work: Work, *, tol: float, memory: float) -> None:
+        super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
+        self._trees = geometry.trees
+        self._x_order, self._y_order = (Order.of(tree.order) for tree in self._trees)
+        self._a = self._x_order.sort(a)
+        self._range = geometry.bounds[1] - geometry.bounds[0]
+        self._accuracy = {True: max(COARSE, SHARE_OF_TOLERANCE * tol), False: SHARE_OF_TOLERANCE * tol}
+        self._memory = memory / 2  # a fine and a coarse kernel at a time
+        self._cuts: dict[tuple[float, bool], tuple[Cells, Cells]] = {}
+
+    def node_pairs(self, reg: float) -> int:
+        """Pairs of nodes that the fine kernel at this reg has at most."""
+        x, y = self._cut(reg, single=False)
+        return x.size * y.size
+
+    def restart(self) -> None:
+        self._drop_kernels()
+        self._f: Array | None = None
+        self._u: Array = np.ones_like(self.a)
+
+    def _drop_kernels(self) -> None:
+        """Make room for others."""
+        self._kernel: InterpolatedKernel | None = None
+        self._hessian: InterpolatedKernel | None = None
+
+    def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
+        self._drop_kernels()
+        previous = None if self._f is None else self._f + self.reg * np.log(self._u)
+        self.g, self.reg, self.single, self._base_g = g, reg, single, g
+        sorted_g = self._y_order.sort(g)
+        start = self._cold_start(sorted_g, reg) if previous is None else previous
+        self._f, self._kernel = self._normalised(start, sorted_g, reg, single=single)
+        self._u = np.ones_like(self._a)
+        if relaxation != 1.0 and previous is not None:
+            self._u = np.exp((1.0 - relaxation) * (previous - self._f) / reg)
+        self._move(self._kernel, np.ones_like(g), np.ones_like(self._a))
+
+    def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
+        assert self._kernel is not None  # `sweep` comes first
+        self.work.products += 1
+        v = np.exp(self._y_order.sort(log_v))
+        row_sums = self._kernel.times(v)
+        self._u = self._u ** (1.0 - relaxation) * row_sums ** (-relaxation)
+        self.g = self._base_g + self.reg * log_v
+        self._move(self._kernel, v, row_sums)
+
+    def _move(self, kernel: InterpolatedKernel, v: Array, row_sums: Array) -> None:
+        """Take stock where the kernel of the last sweep is scaled by u and v; `row_sums` are those of K v."""
+        self.row_error = float((self._a * np.abs(self._u * row_sums - 1.0)).sum())
+        self.column_sums = self._y_order.restore(v * kernel.transposed_times(self._a * self._u))
+
+    def row_potentials(self) -> Array:
+        assert self._f is not None
+        return self._x_order.restore(self._f + self.reg * np.log(self._u))
+
+    def laplacian(self) -> Laplacian:
+        """L at the last sweep, from the coarse cut.
+
+        The diagonal is taken for the degrees: what it lacks, sum_i P_ij^2 / a_i, is little where points are many.
+        """
+        kernel = self._kernel
+        assert kernel is not None
+        if not self.single:
+            _, kernel = self._normalised(self._f, self._y_order.sort(self.g), self.reg, single=True)
+        self._hessian = kernel
+        degree = self._y_order.restore(kernel.transposed_times(self._a))
+        return Laplacian.of(self, np.ones_like(self._a), degree, np.zeros_like(degree))
+
+    def product(self, weights: Array, x: Array) -> Array:
+        assert self._hessian is not None
+        self.work.products += 1
+        image = self._x_order.sort(weights) * self._hessian.times(self._y_order.sort(x))
+        return self._y_order.restore(self._hessian.transposed_times(image))
+
+    def _normalised(self, f: Array, g: Array, reg: float, *, single: bool) -> tuple[Array, InterpolatedKernel]:
+        """f(g), from a start that need not be close, and the kernel with row sums 1."""
+        x, y = self._cut(reg, single=single)
+        ones = np.ones_like(g)
+        for _ in range(MAX_RESCALINGS):
+            self.work.sweeps += 1
+            kernel = InterpolatedKernel(x, y, f, g, reg, single=single, memory=self._memory)
+            sums = np.maximum(kernel.unscaled_times(ones), SMALLEST)
+            change = np.log(kernel.u * sums)
+            f, kernel.u = f - reg * change, 1.0 / sums
+            if float(np.abs(change).max()) <= (FAR_COARSE if single else FAR):
+                break
+        return f, kernel
+
+    def _cold_start(self, g: Array, reg: float) -> Array:
+        """f(g) by a path in reg, from one so large that no entry of K underflows."""
+        f, level = np.zeros_like(self._a), max(self._range / 8, reg)
+        while level > reg:
+            f, _ = self._normalised(f, g, level, single=True)
+            level = max(level / 4, reg)
+        return f
+
+    def _cut(self, reg: float, *, single: bool) -> tuple[Cells, Cells]:
+        if (reg, single) not in self._cuts:
+            self._cuts = {key: cells for key, cells in self._cuts.items() if key[0] == reg}
+            self._cuts[reg, single] = cut_both(self._trees, reg, self._accuracy[single])
+        return self._cuts[reg, single]
+
+
+def cut_both(trees: tuple[PointTree, PointTree], reg: float, accuracy: float) -> tuple[Cells, Cells]:
+    """Cuts of both clouds for the same kernel."""
+    x, y = trees
+    return x.cut(reg, accuracy), y.cut(reg, accuracy)
+
+
+@dataclass(frozen=True)
+class Order:
+    """To the order of a tree, and back."""
+
+    forward: Array
+    backward: Array
+
+    @classmethod
+    def of(cls, order: Array) -> Order:
+        backward = np.empty_like(order)
+        backward[order] = np.arange(len(order))
+        return cls(order, backward)
+
+    def sort(self, values: Array) -> Array:
+        return values[self.forward]
+
+    def restore(self, values: Array) -> Array:
+        return values[self.backward]

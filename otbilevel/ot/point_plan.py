@@ -1,0 +1,38 @@
+"""Which plan suits two clouds of points."""
+
+from __future__ import annotations
+
+from otbilevel._core import validate
+from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
+
+MEMORY = float(2**30)
+"""Bytes that plans may take if the user does not say."""
+FEW_PAIRS = 4_000_000
+"""Below this, storing a plan is so cheap that nothing is gained by interpolation."""
+WORTHWHILE = 0.25
+"""Share of the pairs that pairs of nodes may make up for interpolation to pay."""
+LOW_DIMENSION = 3
+"""Up to which far cells can be told from near ones, and interpolation has few nodes."""
+
+
+def check_memory(memory: float) -> None:
+    """Refuse what is not a number of bytes."""
+    validate.real(memory, "memory", low=0.0)
+
+
+def point_plan(problem: OTProblem, geometry: PointCloud, work: Work, *, single: bool, memory: float) -> RowPlan:
+    """Interpolated between few nodes where that pays, else stored where it fits the memory, else computed anew in every pass."""
+    n, m = geometry.shape
+    entry = 4 if single and geometry.kernels.interpolates else 8
+    fits = entry * n * m <= memory
+    if geometry.interpolable and not (fits and n * m <= FEW_PAIRS):
+        from otbilevel.ot.interpolated_plan import InterpolatedPlan  # noqa: PLC0415 -- brings in numba, which takes a while
+
+        plan = InterpolatedPlan(geometry, problem.a, work, tol=problem.tol, memory=memory)
+        if plan.node_pairs(problem.reg) <= WORTHWHILE * n * m or (not fits and geometry.x.shape[1] <= LOW_DIMENSION):
+            return plan
+    if fits:
+        return StoredPlan.dense(geometry, problem.a, work, single=single)
+    return LazyPlan(geometry, problem.a, work)
