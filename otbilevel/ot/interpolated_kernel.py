@@ -38,6 +38,8 @@ class InterpolatedKernel:
     ----------
     u, v : (n,), (m,) arrays
         Scalings of the rows and columns.
+    between : NodeKernel
+        K~.
 
     Notes
     -----
@@ -50,7 +52,7 @@ class InterpolatedKernel:
         g_fit, g_nodes = y.linear_models(g)
         self.x, self.y = x, y
         self.u, self.v = np.exp((f - f_fit) / reg), np.exp((g - g_fit) / reg)
-        self._between = NodeKernel(x, y, f_nodes, g_nodes, reg, single=single, memory=memory)
+        self.between = NodeKernel(x, y, f_nodes, g_nodes, reg, single=single, memory=memory)
 
     def times(self, z: Array) -> Array:
         """K z."""
@@ -58,11 +60,11 @@ class InterpolatedKernel:
 
     def unscaled_times(self, z: Array) -> Array:
         """K z / u: with the linear fits instead of f."""
-        return self.x.to_points(self._between.times(self.y.to_nodes(self.v * z)))
+        return self.x.to_points(self.between.times(self.y.to_nodes(self.v * z)))
 
     def transposed_times(self, w: Array) -> Array:
         """K' w."""
-        return self.v * self.y.to_points(self._between.transposed_times(self.x.to_nodes(self.u * w)))
+        return self.v * self.y.to_points(self.between.transposed_times(self.x.to_nodes(self.u * w)))
 
 
 @dataclass(frozen=True)
