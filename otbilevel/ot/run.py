@@ -10,7 +10,7 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
+from otbilevel.ot.row_plan import LazyPlan, Room, RowPlan, Work
 
 SINGLE_PRECISION = 1e-6
 """How far a marginal error that was measured in single precision may be off."""
@@ -35,7 +35,15 @@ class Run:
     def make_plan(self, *, single: bool) -> RowPlan:
         """A plan stored beside a dense cost, in single or double precision; beside points one that stores nothing."""
         geometry, a = self.problem.geometry, self.problem.a
-        return StoredPlan.dense(geometry, a, self.work, single=single) if geometry.dense else LazyPlan(geometry, a, self.work)
+        room = self.problem.room or Room()
+        return room.plan(geometry, a, self.work, single=single) if geometry.dense else LazyPlan(geometry, a, self.work)
+
+    def first_potential(self) -> Array:
+        """Where the user wants to start, or 0: g at the target."""
+        problem = self.problem
+        if problem.start is None:
+            return problem.xp.zeros_like(problem.b)
+        return problem.start.column_potential(problem.b, problem.reg)
 
     def error(self, plan: RowPlan) -> float:
         """L1 error of both marginals where `plan` is."""
@@ -66,4 +74,5 @@ class Run:
         """Certify the best iterate."""
         assert self.best is not None  # every method offers its start
         f, g = self.best
-        return entropic_result(self.problem, f, g, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton)
+        problem = replace(self.problem, start=None, room=None)  # a result must not keep them alive
+        return entropic_result(problem, f, g, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton)
