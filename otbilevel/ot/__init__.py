@@ -2,7 +2,8 @@
 
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.reg_path import reg_path
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
 
-__all__ = ["DenseCost", "OTResult", "PointCloud", "solve_ot"]
+__all__ = ["DenseCost", "OTResult", "PointCloud", "reg_path", "solve_ot"]

@@ -52,9 +52,11 @@ def solve(problem: OTProblem, options: AutoOptions, monitor: Monitor) -> OTResul
     run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=True)
     trial = _Trial(plan, run)
-    plan.sweep(problem.xp.zeros_like(problem.b), problem.reg, single=True)
+    plan.sweep(run.first_potential(), problem.reg, single=problem.start is None)
     g = plan.g
     if run.report(plan):
+        if run.best_error <= problem.tol:
+            return run.finish("sinkhorn")
         g, _ = scale(plan, problem.b, trial)
     if run.stopped:
         plan.sweep(g, problem.reg)

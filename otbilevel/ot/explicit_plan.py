@@ -33,17 +33,16 @@ class ExplicitPlan(Plan):
         xp = self.problem.xp
         return xp.asarray(values, dtype=xp.float64, device=device(self.problem.a))
 
-    def potentials(self) -> tuple[Array, Array]:
+    def double_potentials(self) -> tuple[Array, Array]:
         p, xp = self.problem, self.problem.xp
         shift = 0.5 * (float(xp.sum(p.a * self.f)) - float(xp.sum(p.b * self.g)))
-        f, g = extend_potentials(
+        return extend_potentials(
             p,
             self.f - shift,
             self.g + shift,
             lambda part, g: finite(xp, c_transform_rows(part, g)),
             lambda part, f: finite(xp, c_transform_columns(part, f)),
         )
-        return xp.astype(f, p.dtype), xp.astype(g, p.dtype)
 
     @cached_property
     def _linear(self) -> float:

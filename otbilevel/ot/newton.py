@@ -22,6 +22,10 @@ STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
 
+class TooFarError(Exception):
+    """The solution is further away than Newton's method should start, as the rule's `farthest` sees it."""
+
+
 def _never() -> bool:
     return False
 
@@ -40,6 +44,9 @@ class NewtonRule:
         Whether single precision is enough for the exponentials.
     abandon : callable
         Give up when it returns True.
+    farthest : float
+        Raise `TooFarError` when a step is longer than this, in units of reg and in the mean over b; or when it had to be
+        clipped and does not halve the error. Infinite: never.
     """
 
     tol: float
@@ -47,6 +54,7 @@ class NewtonRule:
     max_cg: int = 400
     single: bool = False
     abandon: Callable[[], bool] = _never
+    farthest: float = math.inf
 
 
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
@@ -60,7 +68,9 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
             return
         start, reg = plan.g, plan.reg
-        direction, clipped = _direction(plan, errors[-1], rule, run)
+        direction, clipped, distance = _direction(plan, errors[-1], rule, run)
+        if distance > rule.farthest:
+            raise TooFarError
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
             plan.sweep(start, reg, single=rule.single)
@@ -72,10 +82,16 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)
+        slow = clipped and errors[-1] > max(0.5 * errors[-2], SMOOTHABLE)
+        if slow and rule.farthest < math.inf and not run.stopped:
+            raise TooFarError
 
 
-def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple[Array, bool]:
-    """Solve L x = b - c to an accuracy that suits the present error; return reg x, and whether it had to be clipped."""
+def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple[Array, bool, float]:
+    """Solve L x = b - c to an accuracy that suits the present error.
+
+    Returns reg x, whether it had to be clipped, and the mean of |x| over b before that.
+    """
     xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
     r = b - plan.column_sums
@@ -98,7 +114,7 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple
     )
     d = solution.x - xp.sort(solution.x)[b.shape[0] // 2]  # the gauge in which most potentials stay
     clipped = float(xp.max(xp.abs(d))) > CLIP
-    return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped
+    return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped, float(xp.sum(b * xp.abs(d)))
 
 
 def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:

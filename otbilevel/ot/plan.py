@@ -52,8 +52,14 @@ class Plan(ABC):
         return first, second
 
     @abstractmethod
+    def double_potentials(self) -> tuple[Array, Array]:
+        """The potentials of the public formula at all of the user's points, in double precision."""
+
     def potentials(self) -> tuple[Array, Array]:
-        """The potentials of the public formula at all of the user's points."""
+        """The same in the user's dtype."""
+        xp, dtype = self.problem.xp, self.problem.dtype
+        f, g = self.double_potentials()
+        return xp.astype(f, dtype), xp.astype(g, dtype)
 
     @abstractmethod
     def value_linear(self) -> float:
@@ -163,19 +169,19 @@ class EntropicPlan(Plan):
         return super().marginal_error + (0.0 if self.sampled is None else self.sampled.discrepancy)
 
     @cached_property
-    def _unit_potentials(self) -> tuple[Array, Array]:
+    def unit_potentials(self) -> tuple[Array, Array]:
         """Public potentials on the support for unit mass, with <a, f> = <b, g>."""
         p, xp = self.problem, self.problem.xp
         f, g = self.f, self.g - p.reg * xp.log(p.b)
         shift = 0.5 * (float(xp.sum(p.a * f)) - float(xp.sum(p.b * g)))
         return f - shift, g + shift
 
-    def potentials(self) -> tuple[Array, Array]:
-        p, xp = self.problem, self.problem.xp
-        f, g = self._unit_potentials
+    def double_potentials(self) -> tuple[Array, Array]:
+        p = self.problem
+        f, g = self.unit_potentials
         f, g = extend_potentials(p, f, g, self._soft_rows, self._soft_columns)
         scale = 0.5 * p.reg * float(np.log(p.mass))  # P = (mass a)(mass b) exp(...) must have mass `mass`
-        return xp.astype(f - scale, p.dtype), xp.astype(g - scale, p.dtype)
+        return f - scale, g - scale
 
     def _soft_rows(self, part: Geometry, g: Array) -> Array:
         return _soft_transform(part, g + self.problem.reg * self.problem.xp.log(self.problem.b), self.problem.reg)
@@ -196,7 +202,7 @@ class EntropicPlan(Plan):
         where t is tiny, that is how to compute them; else the sums of the certifying sweep do.
         """
         p, xp = self.problem, self.problem.xp
-        f, g = self._unit_potentials
+        f, g = self.unit_potentials
         low, high = p.geometry.bounds
         if p.reg <= 100 * (high - low):
             excess = float(xp.sum(self.row_sums)) - 1.0
@@ -218,7 +224,7 @@ class EntropicPlan(Plan):
 
     def dual_value(self) -> float:
         p, xp = self.problem, self.problem.xp
-        f, g = self._unit_potentials
+        f, g = self.unit_potentials
         excess = self._entropy[1]
         unit = float(xp.sum(p.a * f)) + float(xp.sum(p.b * g)) - p.reg * excess
         return p.mass * unit + p.reg * p.mass * (p.mass - 1.0 - float(np.log(p.mass)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from otbilevel._core import validate
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
+from otbilevel.ot.row_plan import LazyPlan, Room, RowPlan, Work
 
 MEMORY = float(2**30)
 """Bytes that plans may take if the user does not say."""
@@ -22,7 +22,7 @@ def check_memory(memory: float) -> None:
     validate.real(memory, "memory", low=0.0)
 
 
-def point_plan(problem: OTProblem, geometry: PointCloud, work: Work, *, single: bool, memory: float) -> RowPlan:
+def point_plan(problem: OTProblem, geometry: PointCloud, work: Work, room: Room, *, single: bool, memory: float) -> RowPlan:
     """Interpolated between few nodes where that pays, else stored where it fits the memory, else computed anew in every pass."""
     n, m = geometry.shape
     entry = 4 if single and geometry.kernels.interpolates else 8
@@ -34,5 +34,5 @@ def point_plan(problem: OTProblem, geometry: PointCloud, work: Work, *, single: 
         if plan.node_pairs(problem.reg) <= WORTHWHILE * n * m or (not fits and geometry.x.shape[1] <= LOW_DIMENSION):
             return plan
     if fits:
-        return StoredPlan.dense(geometry, problem.a, work, single=single)
+        return room.plan(geometry, problem.a, work, single=single)
     return LazyPlan(geometry, problem.a, work)

@@ -13,6 +13,8 @@ from scipy.sparse.csgraph import maximum_flow
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.row_plan import Room
+from otbilevel.ot.start import Start
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,10 @@ class OTProblem:
         Where the user's weights are positive.
     whole : Geometry
         The user's geometry, with the points of zero weight.
+    start : Start or None
+        Where a method starts; None: where it likes.
+    room : Room or None
+        Memory that a run of solves shares.
     """
 
     a: Array
@@ -92,6 +98,8 @@ class OTProblem:
     sources: Support
     targets: Support
     whole: Geometry
+    start: Start | None = None
+    room: Room | None = None
 
     @property
     def xp(self) -> ModuleType:

@@ -145,11 +145,21 @@ class StoredPlan(RowPlan):
     """
 
     def __init__(
-        self, kernels: ModuleType, cost: Any, a: Array, work: Work, storage: Any, *, reach: float, complete: bool = True
+        self,
+        kernels: ModuleType,
+        cost: Any,
+        a: Array,
+        work: Work,
+        storage: Any,
+        *,
+        reach: float,
+        single: bool = False,
+        complete: bool = True,
     ) -> None:
         super().__init__(kernels, cost, a, work)
         self._k = storage
         self._reach = reach
+        self._stores_single = single
         self.complete = complete
 
     @classmethod
@@ -157,7 +167,7 @@ class StoredPlan(RowPlan):
         """Room for all n x m entries, in single or double precision."""
         storage = geometry.kernels.new_plan(geometry.shape, a, single=single)
         # Entries below exp(-88), in double precision exp(-708), are stored as zero.
-        return cls(geometry.kernels, geometry.kernel_cost, a, work, storage, reach=50.0 if single else 600.0)
+        return cls(geometry.kernels, geometry.kernel_cost, a, work, storage, reach=50.0 if single else 600.0, single=single)
 
     @property
     def reach(self) -> float:
@@ -179,6 +189,7 @@ class StoredPlan(RowPlan):
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
+        self.single = self.single or self._stores_single  # whatever the exponentials were, these sums are over what was stored
         v = array_namespace(log_v).exp(log_v)
         self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, v, relaxation)
         self.g, self.column_sums = self._base_g + self.reg * log_v, v * sums
@@ -193,6 +204,22 @@ class StoredPlan(RowPlan):
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
         return self.kernels.laplacian_product(self._k, weights, x)
+
+
+class Room:
+    """Keeps the last stored plan, so that the next solve of a run need not ask for n x m numbers again."""
+
+    def __init__(self) -> None:
+        self._plan: StoredPlan | None = None
+        self._single = False
+
+    def plan(self, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
+        """A plan in single or double precision: the last one if it fits, counting its work anew."""
+        if self._plan is None or self._single != single:
+            self._plan = None  # never two at a time
+            self._plan, self._single = StoredPlan.dense(geometry, a, work, single=single), single
+        self._plan.work = work
+        return self._plan
 
 
 class LazyPlan(RowPlan):

@@ -12,7 +12,7 @@ from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import RowPlan, StoredPlan, Work
+from otbilevel.ot.row_plan import Room, RowPlan, Work
 
 SINGLE_PRECISION = 1e-6
 """How far a marginal error that was measured in single precision may be off."""
@@ -38,9 +38,17 @@ class Run:
     def make_plan(self, *, single: bool) -> RowPlan:
         """A plan stored beside a dense cost, in single or double precision; beside points one that keeps within the memory."""
         problem, geometry = self.problem, self.problem.geometry
+        room = problem.room or Room()
         if isinstance(geometry, PointCloud):
-            return point_plan(problem, geometry, self.work, single=single, memory=self.memory)
-        return StoredPlan.dense(geometry, problem.a, self.work, single=single)
+            return point_plan(problem, geometry, self.work, room, single=single, memory=self.memory)
+        return room.plan(geometry, problem.a, self.work, single=single)
+
+    def first_potential(self) -> Array:
+        """Where the user wants to start, or 0: g at the target."""
+        problem = self.problem
+        if problem.start is None:
+            return problem.xp.zeros_like(problem.b)
+        return problem.start.column_potential(problem.b, problem.reg)
 
     def error(self, plan: RowPlan) -> float:
         """L1 error of both marginals where `plan` is."""
@@ -71,4 +79,5 @@ class Run:
         """Certify the best iterate."""
         assert self.best is not None  # every method offers its start
         f, g = self.best
-        return entropic_result(self.problem, f, g, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton)
+        problem = replace(self.problem, start=None, room=None)  # a result must not keep them alive
+        return entropic_result(problem, f, g, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton)

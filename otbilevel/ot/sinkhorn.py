@@ -59,7 +59,7 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     """
     run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=False)
-    plan.sweep(problem.xp.zeros_like(problem.b), problem.reg)
+    plan.sweep(run.first_potential(), problem.reg)
     iterate(plan, run, relaxation=options.relaxation)
     return run.finish("sinkhorn")
 

@@ -27,13 +27,15 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns_paper
-from otbilevel.ot.newton import NewtonRule, newton
+from otbilevel.ot.entry import enter
+from otbilevel.ot.newton import NewtonRule, TooFarError, newton
 from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan, StoredPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import scale
+from otbilevel.ot.start import Start
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,15 @@ SCHEDULES = (
 )
 """The first does nearly always; the others are for runs that stalled, which happens with tied costs at very small reg."""
 
+FARTHEST = 10.0
+"""Mean first Newton step, in units of reg, beyond which a start is given up: the path is a shorter way to the solution."""
+WARM = replace(
+    SCHEDULES[0],
+    level=replace(SCHEDULES[0].level, farthest=FARTHEST),
+    final=replace(SCHEDULES[0].final, farthest=FARTHEST),
+)
+"""For a run that starts from given potentials."""
+
 LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
 CERTIFIED_FROM = 1e-5
@@ -136,38 +147,45 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
 
 
 def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:
-    """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in."""
-    for schedule in SCHEDULES:
-        attempt(plan, schedule, options.active_density, run)
+    """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in.
+
+    A start that leads nowhere is forgotten first.
+    """
+    start = run.problem.start
+    attempts = [] if start is None else [(WARM, start)]
+    for schedule, where in [*attempts, *((schedule, None) for schedule in SCHEDULES)]:
+        try:
+            attempt(plan, schedule, options.active_density, run, where)
+        except TooFarError:
+            continue
         if run.best_error <= run.problem.tol or run.stopped or run.problem.at_floor(run.best_error):
             break
     return run.finish("sns")
 
 
-def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run) -> None:
+def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, start: Start | None) -> None:
     """Path, Newton, certified Newton."""
-    g, error = follow_path(plan, schedule, run)
-    far, reg = error > CERTIFIED_FROM, run.problem.reg
-    plan.sweep(g, reg, single=far)
-    if far and not run.stopped:
-        solved = on_active_set(plan, active_density if schedule.active else 0.0, run)
-        if not solved:
-            newton(plan, replace(schedule.final, single=True), run)
+    g, error = follow_path(plan, schedule, run, start)
+    if run.best_error <= run.problem.tol:
+        return
+    tol, reg = run.problem.tol, run.problem.reg
+    far = error > CERTIFIED_FROM
+    if far or plan.single or plan.g is not g:
+        plan.sweep(g, reg, single=far)
+    if far and not run.stopped and not on_active_set(plan, active_density if schedule.active else 0.0, schedule, run):
+        newton(plan, replace(schedule.final, single=True), run)
+    if plan.single and run.error(plan) <= max(tol, CERTIFIED_FROM):  # else the next step serves in double precision as it is
         plan.sweep(plan.g, reg)
-    newton(plan, replace(schedule.final, tol=run.problem.tol), run)
+    newton(plan, replace(schedule.final, tol=tol), run)
 
 
-def follow_path(plan: RowPlan, schedule: Schedule, run: Run) -> tuple[Array, float]:
+def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None) -> tuple[Array, float]:
     """Lower reg to its target; return g there and its error."""
     problem = run.problem
-    low, high = problem.geometry.bounds
-    reg, g = max((high - low) / 8, problem.reg), problem.xp.zeros_like(problem.b)
-    previous: tuple[float, Array] | None = None
-    plan.restart()
+    reg, g, previous = enter(plan, run, start, schedule.easy)
     while True:
         last = reg <= problem.reg
-        plan.sweep(g, reg, single=True)
-        if not run.report(plan):
+        if not run.report(plan) or (last and run.error(plan) <= CERTIFIED_FROM):
             return g, run.error(plan)
         g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
         if last or run.stopped:
@@ -184,6 +202,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run) -> tuple[Array, flo
         slope = 0.0 if previous is None else (lower - reg) / (reg - previous[0])
         previous, g = (reg, g), g if previous is None else g + slope * (g - previous[1])
         reg = lower
+        plan.sweep(g, reg, single=True)
 
 
 @dataclass(frozen=True)
@@ -205,7 +224,7 @@ class _LevelRule:
         return contraction >= 1 or passes + math.log(target / errors[-1]) / math.log(contraction) > at_most
 
 
-def on_active_set(plan: RowPlan, density: float, run: Run) -> bool:
+def on_active_set(plan: RowPlan, density: float, schedule: Schedule, run: Run) -> bool:
     """Newton's method on the entries that carry the mass; leaves `plan` swept in single precision.
 
     Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
@@ -229,7 +248,8 @@ def on_active_set(plan: RowPlan, density: float, run: Run) -> bool:
         active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, run.work, None, reach=ACTIVE_REACH, complete=False)
         active.sweep(g, problem.reg)
         drifted = partial(_drifted, active, f, g, margin)
-        newton(active, NewtonRule(tol=0.3 * problem.tol, max_steps=30, max_cg=2000, abandon=drifted), run)
+        rule = NewtonRule(0.3 * problem.tol, 30, max_cg=2000, abandon=drifted, farthest=schedule.final.farthest)
+        newton(active, rule, run)
         settled = not drifted()
         plan.sweep(active.g, problem.reg, single=True)
         if settled or run.stopped:

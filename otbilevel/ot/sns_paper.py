@@ -89,7 +89,7 @@ def _warm_up(run: Run, n_sinkhorn: int) -> Array:
     problem = run.problem
     xp, reg = problem.xp, problem.reg
     plan = StoredPlan.dense(problem.geometry, problem.a, run.work, single=False)
-    y = xp.zeros_like(problem.b)
+    y = run.first_potential()
     for _ in range(n_sinkhorn):
         plan.sweep(y, reg)
         error = run.error(plan)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from otbilevel._core import validate
-from otbilevel._core.monitor import Callback, Monitor
+from otbilevel._core.monitor import Callback
 from otbilevel._core.result import report
-from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.methods import METHODS
+from otbilevel.ot.call import Call, regularisation, tolerance
+from otbilevel.ot.init import make_start
 from otbilevel.ot.problem import make_geometry, make_problem
 from otbilevel.ot.result import OTResult
-
-RELATIVE_REG = 1e-3
-"""Default regularisation relative to the range of the cost."""
-SMALLEST_REG = 1e-290
-"""Its reciprocal must not overflow."""
 
 
 def solve_ot(
@@ -31,6 +23,7 @@ def solve_ot(
     method: str = "auto",
     tol: float | None = None,
     max_iter: int | None = None,
+    init: Any = None,
     callback: Callback | None = None,
     progress: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -56,6 +49,11 @@ def solve_ot(
         for float32 data 1e-5.
     max_iter : int, optional
         Limit of all iterations together; each method has its default.
+    init : OTResult or tuple, optional
+        Where to start: a result, of this problem or one like it, or a pair ``(f, g)`` of potentials, (n,) and (m,), in units of the
+        cost and with the meaning that they have in a result. Its `reg` may differ from that of this call: "sns" goes on from
+        there. A start that proves bad costs a sweep or a few, then the solver starts afresh ("sinkhorn" goes on from it).
+        ``method="exact"`` takes none.
     callback : callable, optional
         ``callback(intermediate_result)`` after every iteration, with the fields `f`, `g` (potentials as in the result, for the
         `reg` of the present level), `nit`, `marginal_error` and `reg`. Raising `StopIteration` stops.
@@ -109,62 +107,21 @@ def solve_ot(
     array([[0.2, 0. ],
            [0.3, 0. ],
            [0.1, 0.4]])
+
+    A similar problem, from there:
+
+    >>> C = (x[:, None] - y[None, :] + 0.001) ** 2
+    >>> solve_ot([0.2, 0.3, 0.5], [0.6, 0.4], C, reg=0.01, init=result).success
+    True
     """
-    row = METHODS[method]
-    settings = row.make_options(options)
+    call = Call.of(
+        method, max_iter=max_iter, callback=callback, progress=progress, options=options, raise_on_failure=raise_on_failure
+    )
+    if method == "exact" and init is not None:
+        msg = 'method="exact" has no use for init: leave it out, or choose another method'
+        raise ValueError(msg)
     geometry = make_geometry(C)
-    tol = None if tol is None else validate.real(tol, "tol", low=0.0)
-    limit = row.max_iter if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
-    if callback is not None and not callable(callback):
-        msg = f"callback must be callable, got {type(callback).__name__}"
-        raise TypeError(msg)
-    progress, raise_on_failure = (
-        validate.boolean(flag, name) for flag, name in ((progress, "progress"), (raise_on_failure, "raise_on_failure"))
-    )
-    strength = _regularisation(reg, method, geometry)
-    problem = make_problem(a, b, geometry, reg=strength, tol=tol)
-    monitor = Monitor(
-        max_iter=limit,
-        time_limit=getattr(settings, "time_limit", None),
-        callback=callback,
-        progress=progress,
-        description=f"solve_ot[{method}]",
-    )
-    try:
-        result: OTResult = row.solve(problem, settings, monitor)
-    finally:
-        monitor.close()
-    return report(result, raise_on_failure=raise_on_failure)
-
-
-def _regularisation(reg: float | None, method: str, geometry: Geometry) -> float:
-    if method == "exact":
-        if reg is not None:
-            msg = 'method="exact" is unregularised: leave reg out, or choose another method'
-            raise ValueError(msg)
-        return 0.0
-    low, high = geometry.bounds
-    if not math.isfinite(high - low) and high >= low:
-        msg = f"the finite costs of C range from {low:g} to {high:g}, which overflows: rescale C (and reg with it)"
-        raise ValueError(msg)
-    largest = max(abs(low), abs(high)) if high >= low else 0.0  # 0: every pair is forbidden, which is refused later
-    if reg is None:
-        strength = RELATIVE_REG * ((high - low if high > low else largest) or 1.0)
-        name = "the default reg"
-    else:
-        strength, name = _positive(reg), "reg"
-    if strength < max(np.finfo(np.float64).eps * largest, SMALLEST_REG):
-        msg = (
-            f"{name} = {strength:g} is lost in the rounding of C, whose largest cost is {largest:g}: raise reg, rescale C, "
-            'or use method="exact"'
-        )
-        raise ValueError(msg)
-    return strength
-
-
-def _positive(reg: float) -> float:
-    try:
-        return validate.real(reg, "reg", low=0.0, strict=True)
-    except ValueError as error:
-        msg = f'{error}; for unregularised transport use method="exact"'
-        raise ValueError(msg) from None
+    strength = regularisation(reg, method, geometry)
+    problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol))
+    problem = replace(problem, start=make_start(init, problem))
+    return report(call.solve(problem, f"solve_ot[{method}]"), raise_on_failure=call.raise_on_failure)

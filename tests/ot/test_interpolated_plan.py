@@ -7,7 +7,7 @@ from otbilevel import PointCloud, solve_ot
 from otbilevel.ot import huge, point_plan
 from otbilevel.ot.interpolated_plan import InterpolatedPlan
 from otbilevel.ot.problem import make_problem
-from otbilevel.ot.row_plan import LazyPlan, StoredPlan, Work
+from otbilevel.ot.row_plan import LazyPlan, Room, StoredPlan, Work
 
 N, M, REG = 700, 900, 0.05
 
@@ -97,7 +97,7 @@ def test_solutions(method, reg, weights, monkeypatch):
 def test_which_plan_suits(monkeypatch):
     def kind(geometry, reg=REG, memory=point_plan.MEMORY):
         problem = make_problem(None, None, geometry, reg=reg, tol=None)
-        return type(point_plan.point_plan(problem, geometry, Work(), single=True, memory=memory))
+        return type(point_plan.point_plan(problem, geometry, Work(), Room(), single=True, memory=memory))
 
     assert kind(clouds()) is StoredPlan
     assert kind(clouds(), memory=0) is InterpolatedPlan
