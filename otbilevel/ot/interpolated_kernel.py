@@ -110,10 +110,12 @@ class NodeKernel:
         self.shape = x.size, y.size
         self.entries = int((rows * widths).sum())
         self._ranges = ranges.arrays
+        self.stored_bytes = 0
         self._cost = (x.places, np.ascontiguousarray(y.places.T), f, g, 1.0 / reg, single)
         self._stored: tuple[Array, ...] | None = None
         dtype = np.dtype(np.float32 if single else np.float64)
         if self.entries * dtype.itemsize <= memory:
+            self.stored_bytes = self.entries * dtype.itemsize
             offsets = np.concatenate([[0], np.cumsum(rows * widths)])
             self._stored = offsets, widths, np.empty(self.entries, dtype)
             over_rows(kernels.fill, x.size, self.entries, (1, 0), *self._cost, *self._ranges, *self._stored)

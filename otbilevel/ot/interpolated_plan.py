@@ -55,7 +55,7 @@ class InterpolatedPlan(RowPlan):
         self._a = self._x_order.sort(a)
         self._range = geometry.bounds[1] - geometry.bounds[0]
         self._accuracy = {True: max(COARSE, SHARE_OF_TOLERANCE * tol), False: SHARE_OF_TOLERANCE * tol}
-        self._memory = memory / 2  # a fine and a coarse kernel at a time
+        self._memory = memory
         self._cuts: dict[tuple[float, bool], tuple[Cells, Cells]] = {}
 
     def node_pairs(self, reg: float) -> int:
@@ -126,14 +126,19 @@ class InterpolatedPlan(RowPlan):
         """f(g), from a start that need not be close, and the kernel with row sums 1."""
         x, y = self._cut(reg, single=single)
         ones = np.ones_like(g)
-        for _ in range(MAX_RESCALINGS):
+        # Fine kernels take part in few products, coarse ones in many: those must have room beside them.
+        held = 0 if self._kernel is None else self._kernel.between.stored_bytes
+        memory = self._memory - held if single else self._memory / 2
+        far = FAR_COARSE if single else FAR
+        for left in reversed(range(MAX_RESCALINGS)):
             self.work.sweeps += 1
-            kernel = InterpolatedKernel(x, y, f, g, reg, single=single, memory=self._memory)
+            kernel = InterpolatedKernel(x, y, f, g, reg, single=single, memory=memory)
             sums = np.maximum(kernel.unscaled_times(ones), SMALLEST)
             change = np.log(kernel.u * sums)
             f, kernel.u = f - reg * change, 1.0 / sums
-            if float(np.abs(change).max()) <= (FAR_COARSE if single else FAR):
+            if left == 0 or float(np.abs(change).max()) <= far:
                 break
+            del kernel  # make room for the next one
         return f, kernel
 
     def _cold_start(self, g: Array, reg: float) -> Array:

@@ -22,7 +22,7 @@ LARGEST_COORDINATE = 1e140
 
 
 class PointCloud(Geometry):
-    """The cost between two clouds of points, computed where it is needed: O((n + m) d) memory, no n x m array.
+    """The cost between two clouds of points, computed where it is needed: no n x m array, from ten points to millions.
 
     Parameters
     ----------
@@ -42,8 +42,13 @@ class PointCloud(Geometry):
 
     Notes
     -----
-    A sweep costs O(n m d) operations. Where n m numbers fit into memory, ``PointCloud(x, y).to_dense()`` is faster for small
-    regularisation: products with a stored plan are cheaper than exponentials.
+    How a solver holds the plan depends on the points (``options={"memory": ...}`` is the budget in bytes):
+
+    * With squared Euclidean cost and NumPy arrays in few dimensions, the kernel is interpolated between the nodes of cells of
+      size sqrt(reg), to a hundredth of the tolerance. The work then depends on how many such cells there are, hardly on n and m.
+      Cells so far apart that they exchange nothing are left out.
+    * Where cells hold too few points for this, as in many dimensions or at small reg, the plan is stored if it fits the budget.
+    * Else every pass computes it anew: O(n m d) operations, O((n + m) d) memory.
 
     Examples
     --------

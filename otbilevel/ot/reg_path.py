@@ -105,7 +105,9 @@ def reg_path(
     stopped = False
     for reg in sorted(set(strengths), reverse=True):
         problem = replace(problem, reg=reg, start=_start(known, reg) or problem.start)
-        result = _unsolved(problem, method, call.settings.memory) if stopped else call.solve(problem, f"reg_path[{method}] reg={reg:g}")
+        result = (
+            _unsolved(problem, method, call.settings.memory) if stopped else call.solve(problem, f"reg_path[{method}] reg={reg:g}")
+        )
         solved[reg] = report(result, raise_on_failure=call.raise_on_failure)
         stopped = result.status is Status.CALLBACK_STOP
         known.append(_solution(result))

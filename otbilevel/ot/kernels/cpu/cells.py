@@ -249,17 +249,31 @@ def near_ranges(low, high, sums, lows, highs, top_f, other_lows, other_highs, to
 
 
 @kernel
+def _slacks(point, yt, f, g, out):
+    """out <- f + g_j - |point - y_j|^2, in one loop where there are two or three coordinates: it is all arithmetic then."""
+    d = len(yt)
+    if d == 2:
+        x0, x1 = point[0], point[1]
+        for j in range(len(g)):
+            out[j] = f + g[j] - (x0 - yt[0, j]) ** 2 - (x1 - yt[1, j]) ** 2
+    elif d == 3:
+        x0, x1, x2 = point[0], point[1], point[2]
+        for j in range(len(g)):
+            out[j] = f + g[j] - (x0 - yt[0, j]) ** 2 - (x1 - yt[1, j]) ** 2 - (x2 - yt[2, j]) ** 2
+    else:
+        for j in range(len(g)):
+            out[j] = f + g[j]
+        for k in range(d):
+            for j in range(len(g)):
+                out[j] -= (point[k] - yt[k, j]) ** 2
+
+
+@kernel
 def _row(x, yt, f, g, inv_reg, single, q, first, last, z, z32, out):
     """out <- exp((f_q + g_l - |x_q - y_l|^2) / reg) for the nodes j of [first, last)."""
     for strip in range(first, last, STRIP):
         width, at = min(STRIP, last - strip), strip - first
-        for j in range(width):
-            z[j] = g[strip + j] + f[q]
-        for k in range(len(yt)):
-            xk = x[q, k]
-            for j in range(width):
-                gap = xk - yt[k, strip + j]
-                z[j] -= gap * gap
+        _slacks(x[q], yt[:, strip : strip + width], f[q], g[strip : strip + width], z)
         if single:
             for j in range(width):
                 z32[j] = z[j] * inv_reg
