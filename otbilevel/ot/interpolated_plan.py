@@ -124,22 +124,26 @@ class InterpolatedPlan(RowPlan):
 
     def _normalised(self, f: Array, g: Array, reg: float, *, single: bool) -> tuple[Array, InterpolatedKernel]:
         """f(g), from a start that need not be close, and the kernel with row sums 1."""
-        x, y = self._cut(reg, single=single)
-        ones = np.ones_like(g)
+        far = FAR_COARSE if single else FAR
+        for _ in range(MAX_RESCALINGS):
+            f, kernel, change = self._rescaled(f, g, reg, single=single)
+            if change <= far:
+                return f, kernel
+            del kernel  # make room for the next one
+        f, kernel, _ = self._rescaled(f, g, reg, single=single)
+        return f, kernel
+
+    def _rescaled(self, f: Array, g: Array, reg: float, *, single: bool) -> tuple[Array, InterpolatedKernel, float]:
+        """f(g) and the kernel with row sums 1, as well as a kernel that is scaled by the given f tells, and how far off that f was."""
+        self.work.sweeps += 1
         # Fine kernels take part in few products, coarse ones in many: those must have room beside them.
         held = 0 if self._kernel is None else self._kernel.between.stored_bytes
         memory = self._memory - held if single else self._memory / 2
-        far = FAR_COARSE if single else FAR
-        for left in reversed(range(MAX_RESCALINGS)):
-            self.work.sweeps += 1
-            kernel = InterpolatedKernel(x, y, f, g, reg, single=single, memory=memory)
-            sums = np.maximum(kernel.unscaled_times(ones), SMALLEST)
-            change = np.log(kernel.u * sums)
-            f, kernel.u = f - reg * change, 1.0 / sums
-            if left == 0 or float(np.abs(change).max()) <= far:
-                break
-            del kernel  # make room for the next one
-        return f, kernel
+        kernel = InterpolatedKernel(*self._cut(reg, single=single), f, g, reg, single=single, memory=memory)
+        sums = np.maximum(kernel.unscaled_times(np.ones_like(g)), SMALLEST)
+        change = np.log(kernel.u * sums)
+        kernel.u = 1.0 / sums
+        return f - reg * change, kernel, float(np.abs(change).max())
 
     def _cold_start(self, g: Array, reg: float) -> Array:
         """f(g) by a path in reg, from one so large that no entry of K underflows."""
