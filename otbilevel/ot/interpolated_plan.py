@@ -134,7 +134,7 @@ class InterpolatedPlan(RowPlan):
         return f, kernel
 
     def _rescaled(self, f: Array, g: Array, reg: float, *, single: bool) -> tuple[Array, InterpolatedKernel, float]:
-        """f(g) and the kernel with row sums 1, as well as a kernel that is scaled by the given f tells, and how far off that f was."""
+        """f(g) and the kernel with row sums 1, as well as one that is scaled by the given f tells, and how far off that f was."""
         self.work.sweeps += 1
         # Fine kernels take part in few products, coarse ones in many: those must have room beside them.
         held = 0 if self._kernel is None else self._kernel.between.stored_bytes
