@@ -4,7 +4,7 @@
     python benchmarks/large_clouds.py --cells 100000:2:1e-2:1e-9
 
 Every cell is solved in a process of its own, so that the peak of the memory is its own. The clouds are Gaussian: x standard normal,
-y with its mean shifted by 1/sqrt(d) in each coordinate and standard deviations from 0.7 to 1.3; reg is relative to the largest cost.
+y with its mean shifted by 1/sqrt(d) in each coordinate, and deviations from 0.7 to 1.3; reg is relative to the largest cost.
 The error is the L1 error of both marginals, from direct sums in NumPy of the returned potentials over random rows and columns.
 """
 
