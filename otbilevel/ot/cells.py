@@ -95,7 +95,7 @@ class PointTree:
         count = kernels.cheapest_cut(self.start, self.end, self.left, nodes, TILE, chosen)
         chosen = chosen[:count]
         interpolated = nodes[chosen] < self.end[chosen] - self.start[chosen]
-        return Cells.of(self, chosen, np.where(interpolated[:, None], degrees[chosen], 0))
+        return Cells.of(self, chosen, np.where(interpolated[:, None], degrees[chosen], 0), accuracy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +120,8 @@ class Cells:
         Values of the Lagrange polynomials at the points, see `lagrange`.
     means, slopes : (cells, d), (n, d) arrays
         Mean point of each cell, and what turns values at its points into the gradient of their linear fit.
+    accuracy : float
+        Of the interpolation.
     """
 
     points: Array
@@ -133,9 +135,10 @@ class Cells:
     values: Array
     means: Array
     slopes: Array
+    accuracy: float
 
     @classmethod
-    def of(cls, tree: PointTree, chosen: Array, degrees: Array) -> Cells:
+    def of(cls, tree: PointTree, chosen: Array, degrees: Array, accuracy: float) -> Cells:
         """Place the nodes and tabulate the interpolation weights: O(n p d) memory for p nodes in each direction."""
         n, d = tree.points.shape
         sizes = tree.end[chosen] - tree.start[chosen]
@@ -159,7 +162,7 @@ class Cells:
         values = np.empty(offsets[-1])
         boxes = tree.points, starts, degrees, middle, radius
         over_rows(kernels.lagrange, n, offsets[-1] * 8, (1, 0), *boxes, offsets, values)
-        return cls(tree.points, starts, nodes, degrees, places, low, high, offsets, values, means, slopes)
+        return cls(tree.points, starts, nodes, degrees, places, low, high, offsets, values, means, slopes, accuracy)
 
     @property
     def size(self) -> int:

@@ -11,9 +11,6 @@ from otbilevel.ot.cells import Cells
 from otbilevel.ot.kernels.cpu import cells as kernels
 from otbilevel.ot.kernels.cpu.threads import over_rows
 
-REACH = 36.0
-"""Pairs of cells in which no entry exceeds exp(-36) = 2e-16 are left out."""
-
 
 class InterpolatedKernel:
     """K = D_u W_x K~ W_y' D_v, with the exponentials of K~ between the nodes only.
@@ -105,7 +102,8 @@ class NodeKernel:
     """The kernel between the nodes, without the pairs of cells that carry nothing; stored where it fits the memory."""
 
     def __init__(self, x: Cells, y: Cells, f: Array, g: Array, reg: float, *, single: bool, memory: float) -> None:
-        ranges = _Ranges.near(x, y, f, g, -REACH * reg)
+        reach = np.log(len(y.points) / x.accuracy)  # what lies beyond sums to the accuracy of the cut at most
+        ranges = _Ranges.near(x, y, f, g, -reach * reg)
         rows, widths = np.diff(x.nodes), ranges.widths
         self.shape = x.size, y.size
         self.entries = int((rows * widths).sum())
