@@ -45,13 +45,13 @@ class Laplacian:
     inverse_diagonal: Array
 
     @classmethod
-    def of(cls, plan: RowPlan, row_sums: Array, degree: Array, squares: Array) -> Laplacian:
+    def of(cls, plan: RowPlan, weights: Array, degree: Array, squares: Array) -> Laplacian:
         """The Laplacian from the moments of K, see `plan_moments`."""
         xp = array_namespace(degree)
         # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
         diagonal = xp.maximum(degree - squares, 1e-9 * degree)
         inverse = 1.0 / xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))
-        return cls(plan, plan.a / row_sums, degree, inverse)
+        return cls(plan, weights, degree, inverse)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -131,11 +131,11 @@ class RowPlan(ABC):
 
     @abstractmethod
     def laplacian(self) -> Laplacian:
-        """Return L at the last sweep."""
+        """Return L where the plan is."""
 
     @abstractmethod
     def product(self, weights: Array, x: Array) -> Array:
-        """Return K' diag(weights) K x with the K of the last sweep."""
+        """Return K' diag(weights) K x, with the columns of K scaled as in the last scaling pass."""
 
 
 class StoredPlan(RowPlan):
@@ -165,7 +165,8 @@ class StoredPlan(RowPlan):
 
     def restart(self) -> None:
         self._f: Array | None = None
-        self._u: Array | None = None  # row scalings since the last sweep
+        self._u: Array | None = None  # row and column scalings since the last sweep
+        self._v: Array | None = None
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
@@ -175,24 +176,28 @@ class StoredPlan(RowPlan):
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
-        self._u = array_namespace(self.a).ones_like(self.a)
+        self._u, self._v = array_namespace(self.a).ones_like(self.a), None
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
-        v = array_namespace(log_v).exp(log_v)
-        self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, v, relaxation)
-        self.g, self.column_sums = self._base_g + self.reg * log_v, v * sums
+        self._v = array_namespace(log_v).exp(log_v)
+        self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, self._v, relaxation)
+        self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
 
     def row_potentials(self) -> Array:
         return self._f + self.reg * array_namespace(self.a).log(self._u)
 
     def laplacian(self) -> Laplacian:
-        row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a)
-        return Laplacian.of(self, row_sums, degree, squares)
+        xp, weights = array_namespace(self.a), self.a * self._u
+        v = xp.ones_like(self.g) if self._v is None else self._v
+        row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
+        return Laplacian.of(self, weights / row_sums, v * degree, v * v * squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
-        return self.kernels.laplacian_product(self._k, weights, x)
+        if self._v is None:
+            return self.kernels.laplacian_product(self._k, weights, x)
+        return self._v * self.kernels.laplacian_product(self._k, weights, self._v * x)
 
 
 class LazyPlan(RowPlan):
@@ -226,7 +231,7 @@ class LazyPlan(RowPlan):
     def laplacian(self) -> Laplacian:
         self.work.sweeps += 1
         row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self._f, self.g, self.reg, self.a)
-        return Laplacian.of(self, row_sums, degree, squares)
+        return Laplacian.of(self, self.a / row_sums, degree, squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.sweeps += 1

@@ -82,10 +82,9 @@ def laplacian_product(plan: Array, weights: Array, x: Array) -> Array:
     return (weights * (plan @ x)) @ plan
 
 
-def plan_moments(plan: Array, a: Array) -> tuple[Array, Array, Array]:
-    xp = array_namespace(plan)
-    row_sums = xp.sum(plan, axis=1)
-    return row_sums, a @ plan, (a / row_sums) @ plan**2
+def plan_moments(plan: Array, weights: Array, v: Array) -> tuple[Array, Array, Array]:
+    row_sums = plan @ v
+    return row_sums, weights @ plan, (weights / row_sums) @ plan**2
 
 
 def _kernel_rows(cost: Geometry, f: Array, g: Array, reg: float, low: int, high: int) -> Array:
@@ -97,7 +96,7 @@ def lazy_moments(cost: Geometry, f: Array, g: Array, reg: float, a: Array) -> tu
     xp = array_namespace(g)
     row_sums, sums, squares = [], xp.zeros_like(g), xp.zeros_like(g)
     for low, high in row_blocks(cost.shape):
-        r, c, q = plan_moments(_kernel_rows(cost, f, g, reg, low, high), a[low:high])
+        r, c, q = plan_moments(_kernel_rows(cost, f, g, reg, low, high), a[low:high], xp.ones_like(g))
         row_sums.append(r)
         sums, squares = sums + c, squares + q
     return xp.concat(row_sums), sums, squares

@@ -15,6 +15,7 @@ from otbilevel.ot.kernels.cpu.threads import over_rows
 sparse_kernels = sparse
 
 _NOTHING = np.empty((0, 0), np.float32)
+_SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0)
 
 
 def cost_bounds(cost: Any, shape: tuple[int, int]) -> tuple[float, float]:
@@ -38,10 +39,10 @@ def softmax_rows(
     n, m = len(a), len(g)
     warm = f is not None
     out = np.zeros(n) if f is None else f.copy()
-    store = plan is not None
+    precision, store = _SINGLE if single else _DOUBLE, plan is not None
     stage = plan if store else _NOTHING
     sums, row_error = over_rows(
-        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, single, store, stage
+        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, precision, store, stage
     )
     return out, plan, sums[0], row_error
 
@@ -64,10 +65,10 @@ def laplacian_product(plan: np.ndarray, weights: np.ndarray, x: np.ndarray) -> n
     return over_rows(stored.laplacian_product, n, _products(n * m), (1, m), plan, weights, x)[0][0]
 
 
-def plan_moments(plan: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plan_moments(plan: np.ndarray, weights: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, m = plan.shape
     row_sums = np.empty(n)
-    sums, _ = over_rows(stored.plan_moments, n, _products(n * m), (2, m), plan, a, row_sums)
+    sums, _ = over_rows(stored.plan_moments, n, _products(n * m), (2, m), plan, weights, v, row_sums)
     return row_sums, sums[0], sums[1]
 
 

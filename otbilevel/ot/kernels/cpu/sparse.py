@@ -65,9 +65,9 @@ def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> n
     return sums[0]
 
 
-def plan_moments(plan: ActivePlan, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pattern, values = plan
     n, m = pattern.shape
     row_sums = np.empty(n)
-    sums, _ = over_rows(active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, a, row_sums)
+    sums, _ = over_rows(active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, weights, v, row_sums)
     return row_sums, sums[0], sums[1]
