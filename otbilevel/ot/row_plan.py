@@ -92,6 +92,7 @@ class RowPlan(ABC):
     row_error: float
     single: bool
     complete = True
+    _base_g: Array  # where the last sweep was
 
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
         self.kernels = kernels
@@ -120,6 +121,11 @@ class RowPlan(ABC):
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         """Move to the last sweep's g plus reg log v, by products with the K of that sweep."""
 
+    def reaches(self, g: Array) -> bool:
+        """Whether scaling passes may move the plan to `g`."""
+        log_v, xp = (g - self._base_g) / self.reg, array_namespace(g)
+        return float(xp.max(log_v)) - float(xp.min(log_v)) <= self.reach
+
     @property
     @abstractmethod
     def reach(self) -> float:
@@ -135,7 +141,7 @@ class RowPlan(ABC):
 
     @abstractmethod
     def product(self, weights: Array, x: Array) -> Array:
-        """Return K' diag(weights) K x, with the columns of K scaled as in the last scaling pass."""
+        """Return K' diag(weights) K x with the K of the last `laplacian`."""
 
 
 class StoredPlan(RowPlan):
@@ -167,6 +173,7 @@ class StoredPlan(RowPlan):
         self._f: Array | None = None
         self._u: Array | None = None  # row and column scalings since the last sweep
         self._v: Array | None = None
+        self._columns: Array | None = None  # v as the last Laplacian takes it
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
@@ -176,7 +183,7 @@ class StoredPlan(RowPlan):
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
-        self._u, self._v = array_namespace(self.a).ones_like(self.a), None
+        self._u, self._v, self._columns = array_namespace(self.a).ones_like(self.a), None, None
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
@@ -188,16 +195,22 @@ class StoredPlan(RowPlan):
         return self._f + self.reg * array_namespace(self.a).log(self._u)
 
     def laplacian(self) -> Laplacian:
-        xp, weights = array_namespace(self.a), self.a * self._u
-        v = xp.ones_like(self.g) if self._v is None else self._v
-        row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
-        return Laplacian.of(self, weights / row_sums, v * degree, v * v * squares)
+        """L of diag(u) K diag(v), where scaling passes have moved the plan since its last sweep."""
+        xp, u, v = array_namespace(self.a), self._u, self._v
+        if v is None:
+            v = xp.ones_like(self.g)
+        else:
+            largest = xp.max(v)  # only products of u and v matter: make them of a size whose squares do not overflow
+            u, v = u * largest, v / largest
+            self._columns = v
+        row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a * u, v)
+        return Laplacian.of(self, self.a * u / row_sums, v * degree, v * v * squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
-        if self._v is None:
+        if self._columns is None:
             return self.kernels.laplacian_product(self._k, weights, x)
-        return self._v * self.kernels.laplacian_product(self._k, weights, self._v * x)
+        return self._columns * self.kernels.laplacian_product(self._k, weights, self._columns * x)
 
 
 class LazyPlan(RowPlan):

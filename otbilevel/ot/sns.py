@@ -107,6 +107,8 @@ SCHEDULES = (
 )
 """The first does nearly always; the others are for runs that stalled, which happens with tied costs at very small reg."""
 
+FEWEST = 2.0
+"""A path to a target within this factor of its start has one level."""
 LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
 CERTIFIED_FROM = 1e-5
@@ -141,13 +143,13 @@ def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:
 def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run) -> None:
     """Path, Newton, certified Newton."""
     g, error = follow_path(plan, schedule, run)
-    far, reg = error > CERTIFIED_FROM, run.problem.reg
-    plan.sweep(g, reg, single=far)
-    if far and not run.stopped:
+    if error > CERTIFIED_FROM and not run.stopped:
         solved = on_active_set(plan, active_density if schedule.active else 0.0, run)
         if not solved:
             newton(plan, replace(schedule.final, single=True), run)
-        plan.sweep(plan.g, reg)
+        g = plan.g
+    if plan.single and (run.stopped or not CERTIFIED_FROM < run.error(plan) < math.inf):
+        plan.sweep(g, run.problem.reg)  # else the first step still does well with a gradient in single precision
     newton(plan, replace(schedule.final, tol=run.problem.tol), run)
 
 
@@ -155,7 +157,8 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run) -> tuple[Array, flo
     """Lower reg to its target; return g there and its error."""
     problem = run.problem
     low, high = problem.geometry.bounds
-    reg, g = max((high - low) / 8, problem.reg), problem.xp.zeros_like(problem.b)
+    reg, g = (high - low) / 8, problem.xp.zeros_like(problem.b)
+    reg = reg if reg > FEWEST * problem.reg else problem.reg
     previous: tuple[float, Array] | None = None
     plan.restart()
     while True:
@@ -164,11 +167,13 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run) -> tuple[Array, flo
         if not run.report(plan):
             return g, run.error(plan)
         g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
+        if not plan.reaches(g):
+            plan.sweep(g, reg, single=True)
+            errors.append(run.error(plan))
         if last or run.stopped:
             return g, errors[-1]
         is_hard = errors[-1] > min(LEVEL_ERROR, schedule.patience * (errors[-2] if len(errors) > 1 else math.inf))
         if is_hard and errors[-1] > schedule.level.tol:
-            plan.sweep(g, reg, single=True)
             newton(plan, replace(schedule.level, single=True), run)
             g = plan.g
             if run.stopped:
@@ -200,7 +205,7 @@ class _LevelRule:
 
 
 def on_active_set(plan: RowPlan, density: float, run: Run) -> bool:
-    """Newton's method on the entries that carry the mass; leaves `plan` swept in single precision.
+    """Newton's method on the entries that carry the mass; leaves `plan` swept, in double precision if that was the end.
 
     Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
     0.14 tol. The margin keeps this true while the potentials drift by less than it; then the set is made anew. The
@@ -225,7 +230,7 @@ def on_active_set(plan: RowPlan, density: float, run: Run) -> bool:
         drifted = partial(_drifted, active, f, g, margin)
         newton(active, NewtonRule(tol=0.3 * problem.tol, max_steps=30, max_cg=2000, abandon=drifted), run)
         settled = not drifted()
-        plan.sweep(active.g, problem.reg, single=True)
+        plan.sweep(active.g, problem.reg, single=not settled)
         if settled or run.stopped:
             return True
     return False
