@@ -12,11 +12,13 @@ Here g carries the weight b: it is the potential of the public formula plus reg 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from otbilevel._core.array import Array, array_namespace
+from otbilevel.linalg import cg
 from otbilevel.ot.geometry import Geometry
 
 
@@ -139,6 +141,27 @@ class RowPlan(ABC):
     def laplacian(self) -> Laplacian:
         """Return L where the plan is."""
 
+    def solve(
+        self, laplacian: Laplacian, b: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]
+    ) -> tuple[Array, int]:
+        """Solve L x = b until the L1 norm of the residual is `tol` times that of b; return x and the number of steps.
+
+        Stops short at `max_iter` steps, when `interrupt()` says so, and where curvature drowns in rounding.
+        """
+        xp = array_namespace(b)
+        solution = cg(
+            laplacian,
+            b,
+            preconditioner=laplacian.jacobi,
+            tol=tol,
+            max_iter=max_iter,
+            norm=lambda v: float(xp.sum(xp.abs(v))),
+            interrupt=interrupt,
+            rounding=laplacian.degree,
+            verify=False,
+        )
+        return solution.x, solution.nit
+
     @abstractmethod
     def product(self, weights: Array, x: Array) -> Array:
         """Return K' diag(weights) K x with the K of the last `laplacian`."""
@@ -173,7 +196,6 @@ class StoredPlan(RowPlan):
         self._f: Array | None = None
         self._u: Array | None = None  # row and column scalings since the last sweep
         self._v: Array | None = None
-        self._columns: Array | None = None  # v as the last Laplacian takes it
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
@@ -183,7 +205,8 @@ class StoredPlan(RowPlan):
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
-        self._u, self._v, self._columns = array_namespace(self.a).ones_like(self.a), None, None
+        xp = array_namespace(self.a)
+        self._u, self._v = xp.ones_like(self.a), xp.ones_like(g)
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
@@ -195,21 +218,27 @@ class StoredPlan(RowPlan):
         return self._f + self.reg * array_namespace(self.a).log(self._u)
 
     def laplacian(self) -> Laplacian:
-        """L of diag(u) K diag(v), where scaling passes have moved the plan since its last sweep."""
-        xp, u, v = array_namespace(self.a), self._u, self._v
-        if v is None:
-            v = xp.ones_like(self.g)
-        else:
-            largest = xp.max(v)  # only products of u and v matter: make them of a size whose squares do not overflow
-            u, v = u * largest, v / largest
-            self._columns = v
-        row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a * u, v)
-        return Laplacian.of(self, self.a * u / row_sums, v * degree, v * v * squares)
+        """L of diag(u) K diag(v), as scaling passes may have moved the plan since its last sweep."""
+        largest = array_namespace(self.a).max(self._v)  # only u v matters: make v of a size whose square does not overflow
+        weights, v = self.a * self._u * largest, self._v / largest
+        row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
+        self._columns = v
+        return Laplacian.of(self, weights / row_sums, v * degree, v * v * squares)
+
+    def solve(
+        self, laplacian: Laplacian, b: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]
+    ) -> tuple[Array, int]:
+        """By a compiled loop where the kernels have one."""
+        compiled = self.kernels.solve_laplacian
+        if compiled is None:
+            return super().solve(laplacian, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
+        operator = self._k, laplacian.weights, self._columns, laplacian.degree, laplacian.inverse_diagonal
+        x, nit = compiled(*operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
+        self.work.products += nit
+        return x, nit
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
-        if self._columns is None:
-            return self.kernels.laplacian_product(self._k, weights, x)
         return self._columns * self.kernels.laplacian_product(self._k, weights, self._columns * x)
 
 

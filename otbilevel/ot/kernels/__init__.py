@@ -12,6 +12,7 @@ With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels 
 `plan_sums`                 both marginals and the cost of the plan, in full precision
 `plan_rows`                 some rows of the plan
 `plan_product`              the plan times vectors
+`solve_laplacian`           conjugate gradients on L in one compiled loop (only where there is one)
 `active_set`                the pairs with f_i + g_j - C_ij > threshold (only where there are sparse kernels)
 ==========================  =====================================================================================================
 

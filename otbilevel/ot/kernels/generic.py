@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from otbilevel.ot.geometry import Geometry
 
 sparse_kernels = None
+solve_laplacian = None
 _BLOCK_ENTRIES = 2**19
 
 

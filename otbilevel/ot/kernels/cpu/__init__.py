@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active, dense, sparse, stored
-from otbilevel.ot.kernels.cpu.threads import over_rows
+from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored
+from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 sparse_kernels = sparse
 
@@ -70,6 +72,16 @@ def plan_moments(plan: np.ndarray, weights: np.ndarray, v: np.ndarray) -> tuple[
     row_sums = np.empty(n)
     sums, _ = over_rows(stored.plan_moments, n, _products(n * m), (2, m), plan, weights, v, row_sums)
     return row_sums, sums[0], sums[1]
+
+
+def solve_laplacian(
+    plan: np.ndarray, *operator: np.ndarray, tol: float, max_iter: int, interrupt: Callable[[], bool]
+) -> tuple[np.ndarray, int]:
+    """`operator` is weights, columns, degree, inverse diagonal, right-hand side, see `pcg`."""
+    n, m = plan.shape
+    several = parts(n, _products(n * m)) > 1
+    product = partial(laplacian_product, plan, operator[0]) if several else None
+    return pcg.solve(plan, n * m, product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt)
 
 
 def lazy_moments(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

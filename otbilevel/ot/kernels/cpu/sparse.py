@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active
-from otbilevel.ot.kernels.cpu.threads import over_rows
+from otbilevel.ot.kernels.cpu import active, pcg
+from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 
 class ActiveSet(NamedTuple):
@@ -63,6 +65,17 @@ def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> n
     n, m = pattern.shape
     sums, _ = over_rows(active.laplacian_product, n, len(values), (1, m), pattern.indptr, pattern.indices, values, weights, x)
     return sums[0]
+
+
+def solve_laplacian(
+    plan: ActivePlan, *operator: np.ndarray, tol: float, max_iter: int, interrupt: Callable[[], bool]
+) -> tuple[np.ndarray, int]:
+    """As in `cpu`."""
+    pattern, values = plan
+    several = parts(pattern.shape[0], len(values)) > 1
+    product = partial(laplacian_product, plan, operator[0]) if several else None
+    stored = pattern.indptr, pattern.indices, values
+    return pcg.solve(stored, len(values), product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt)
 
 
 def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
