@@ -111,9 +111,9 @@ class RowPlan(ABC):
             self._measured = self.column_sums, float(xp.sum(xp.abs(self.column_sums - b))) + self.row_error
         return self._measured[1]
 
-    @abstractmethod
-    def restart(self) -> None:
-        """Forget the potentials that the next sweep would start from."""
+    def restart(self, f: Array | None = None) -> None:
+        """Forget the potentials that the next sweep would start from; it starts from `f`, or finds the maximum of every row."""
+        self._f = f
 
     @abstractmethod
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
@@ -192,14 +192,13 @@ class StoredPlan(RowPlan):
     def reach(self) -> float:
         return self._reach
 
-    def restart(self) -> None:
-        self._f: Array | None = None
-        self._u: Array | None = None  # row and column scalings since the last sweep
-        self._v: Array | None = None
+    def restart(self, f: Array | None = None) -> None:
+        super().restart(f)
+        self._u: Array | None = None  # row scalings since the last sweep; those of the columns are _v
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
-        start = None if self._f is None else self.row_potentials()
+        start = self._f if self._u is None else self.row_potentials()
         self.g, self.reg, self.single = g, reg, single
         self._base_g = g
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
@@ -249,9 +248,6 @@ class LazyPlan(RowPlan):
 
     def __init__(self, geometry: Geometry, a: Array, work: Work) -> None:
         super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
-
-    def restart(self) -> None:
-        self._f: Array | None = None
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self._base_g, self.reg, self.single = g, reg, single

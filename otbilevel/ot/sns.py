@@ -160,7 +160,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run) -> tuple[Array, flo
     reg, g = (high - low) / 8, problem.xp.zeros_like(problem.b)
     reg = reg if reg > FEWEST * problem.reg else problem.reg
     previous: tuple[float, Array] | None = None
-    plan.restart()
+    plan.restart(problem.xp.full_like(problem.a, low))  # the row sums of the first level are then of a good size
     while True:
         last = reg <= problem.reg
         plan.sweep(g, reg, single=True)

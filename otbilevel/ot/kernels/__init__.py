@@ -3,6 +3,7 @@
 With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels are
 
 ==========================  =====================================================================================================
+`extremes`                  the smallest and the largest entry of a cost matrix, NaN if one is
 `cost_bounds`               the smallest and the largest finite cost
 `softmax_rows`              f = -reg log sum_j exp((g_j - C_ij)/reg), so that the rows of K sum to 1; K' a; optionally K itself
 `scaling_pass`              one Sinkhorn iteration in scaling form on a stored K: u = 1/(K v), K'(a u)

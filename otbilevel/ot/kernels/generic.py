@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from otbilevel._core.array import Array, array_namespace, device
 
 if TYPE_CHECKING:
+    from otbilevel.ot.dense_cost import DenseCost
     from otbilevel.ot.geometry import Geometry
 
 sparse_kernels = None
@@ -24,6 +25,11 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     step = max(1, _BLOCK_ENTRIES // max(m, 1))
     for low in range(0, n, step):
         yield low, min(low + step, n)
+
+
+def extremes(cost: DenseCost) -> tuple[float, float]:
+    xp = array_namespace(cost.matrix)
+    return float(xp.min(cost.matrix)), float(xp.max(cost.matrix))
 
 
 def cost_bounds(cost: Geometry, shape: tuple[int, int]) -> tuple[float, float]:

@@ -20,6 +20,15 @@ _NOTHING = np.empty((0, 0), np.float32)
 _SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0)
 
 
+def extremes(matrix: np.ndarray) -> tuple[float, float]:
+    n, m = matrix.shape
+    lows, highs = np.full(n, np.inf), np.full(n, -np.inf)
+    _, total = over_rows(dense.extremes, n, _products(n * m), (1, 0), matrix, lows, highs)
+    if total != total:  # NaN, or an overflow of either sign
+        return float(matrix.min()), float(matrix.max())
+    return float(lows.min()), float(highs.max())
+
+
 def cost_bounds(cost: Any, shape: tuple[int, int]) -> tuple[float, float]:
     n, m = shape
     lows, highs = np.empty(n), np.empty(n)

@@ -23,5 +23,5 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Copied by numba into the kernel that calls it: a real call would count references to every row that it is given, some 50 ns."""
+    """Copied by numba into the kernel that calls it: a real call counts references to every row that it is given, some 50 ns."""
     return njit(fastmath=SUMS, inline="always")(function)

@@ -12,6 +12,10 @@ from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
 from otbilevel.ot.kernels.cpu.stored import add4
 
 LARGEST = np.finfo(np.float64).max
+HEADROOM = 20.0
+"""Added to the exponents at a warm start: single precision reaches further up than it needs to, and less far down."""
+SMALLEST_SUM, LARGEST_SUM = 1e-8, 1e30
+"""Sums of a row at a warm start that are good: no entry at the upper clip, and none that matters near the lower one."""
 
 
 @kernel
@@ -27,6 +31,30 @@ def maximum(values):
     for j in range(width):
         top = max(top, values[j])
     return top
+
+
+@kernel
+def extremes(low, high, sums, matrix, lows, highs):  # noqa: ARG001
+    """lows[low], highs[low] <- smallest and largest entry of these rows. Returns a sum that is NaN when an entry is.
+
+    Column by column, which is vectorised where a running minimum is not.
+    """
+    m = matrix.shape[1]
+    down, up, total = np.full(m, np.inf), np.full(m, -np.inf), np.zeros(m)
+    for first in range(low, high, 4):
+        i, k = min(first + 1, high - 1), min(first + 2, high - 1)
+        a, b, c, d = (
+            matrix[first],
+            matrix[i],
+            matrix[k],
+            matrix[min(first + 3, high - 1)],
+        )  # the last row stands in for missing ones
+        for j in range(m):
+            down[j] = min(down[j], min(min(a[j], b[j]), min(c[j], d[j])))
+            up[j] = max(up[j], max(max(a[j], b[j]), max(c[j], d[j])))
+            total[j] += (a[j] + b[j]) + (c[j] + d[j])
+    lows[low], highs[low] = -maximum(-down), maximum(up)
+    return total.sum()
 
 
 @kernel
@@ -80,8 +108,8 @@ def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, prec
     """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += a_i K_i. Returns the L1 error of the row sums.
 
     A warm start takes the old f_i as the shift of the exponents, which saves the search for the row's maximum; where
-    that proves too far off the row is done again. The exponentials have the dtype of `precision`. Four rows wait in `x` until all of
-    them are added, so that `sums` are read and written once per four rows.
+    that proves too far off the row is done again. The exponentials have the dtype of `precision`. Four rows wait until
+    all of them are added, so that `sums` are read and written once per four rows.
     """
     m, rate, row_error, columns = len(g), inv_reg * LOG2E, 0.0, sums[0]
     buffer, scratch, scales, weights = np.empty(m), np.empty(m), np.empty(4), np.empty(4)
@@ -92,9 +120,9 @@ def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, prec
         for r in range(rows):
             i = first + r
             row = cost_row(cost, i, buffer)
-            shift = f[i] if warm else cold_shift(row, g, scratch)
+            shift = f[i] + HEADROOM / inv_reg if warm else cold_shift(row, g, scratch)
             total = exponentials(row, g, shift, rate, x[r])
-            if warm and not 1e-8 < total < 1e8:
+            if warm and not SMALLEST_SUM < total < LARGEST_SUM:
                 shift = cold_shift(row, g, scratch)
                 total = exponentials(row, g, shift, rate, x[r])
             previous, f[i], scales[r] = f[i], shift - np.log(total) / inv_reg, 1.0 / total
