@@ -41,7 +41,8 @@ class DenseCost(Geometry):
         self.matrix = matrix
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
-        low, high = self._extremes = self.kernels.extremes(self.kernel_cost)
+        extremes: tuple[float, float] = self.kernels.extremes(self.kernel_cost)
+        low, high = self._extremes = extremes
         if not (low > -float("inf") and high >= low):  # NaN propagates through min and max
             _refuse_bad_costs(array_namespace(matrix), matrix)
 

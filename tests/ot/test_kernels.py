@@ -66,6 +66,48 @@ def test_bounds_of_the_cost(kind, shape, n_threads):
         np.testing.assert_allclose(kernels.cost_bounds(cost, shape), expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [*SHAPES, (130, 70)])
+def test_extremes(shape, dtype, n_threads):
+    matrix = np.random.default_rng(7).standard_normal(shape).astype(dtype)
+    assert cpu.extremes(matrix) == (matrix.min(), matrix.max())
+    i, j = shape[0] // 2, shape[1] - 1
+    for bad in (np.nan, np.inf, -np.inf, np.finfo(dtype).max):
+        matrix[i, j] = bad
+        np.testing.assert_array_equal(cpu.extremes(matrix), (matrix.min(), matrix.max()))
+        matrix[0, 0] = -np.finfo(dtype).max
+        np.testing.assert_array_equal(cpu.extremes(matrix), (matrix.min(), matrix.max()))
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_conjugate_gradients_know_their_end(sparse, n_parts, monkeypatch):
+    """Serial and threaded, dense and sparse: the same steps; a right-hand side of zeros, and one outside the range of L."""
+    kernels = cpu.sparse_kernels if sparse else cpu
+    monkeypatch.setattr(importlib.import_module(kernels.__name__), "parts", lambda *_: n_parts)
+    rng = np.random.default_rng(8)
+    dense = rng.random((24, 17)).astype(np.float32)
+    a, ones = np.full(24, 1 / 24), np.ones(17)
+    r, degree, squares = generic.plan_moments(dense.astype(np.float64), a, ones)
+    plan = dense
+    if sparse:
+        pattern = cpu.active_set(DenseCost(np.ones((24, 17))).kernel_cost, np.zeros(24), np.zeros(17), -2.0, np.inf)
+        plan = kernels.ActivePlan(pattern, dense.ravel())
+    operator = plan, a / r, ones, degree, 1 / (degree - squares)
+    settings = {"tol": 1e-9, "max_iter": 100, "interrupt": lambda: False}
+    x, nit = kernels.solve_laplacian(*operator, np.zeros(17), **settings)
+    assert (nit, np.abs(x).max()) == (0, 0.0)
+    right = rng.standard_normal(17)
+    right -= degree * right.sum() / degree.sum()
+    x, nit = kernels.solve_laplacian(*operator, right, **settings)
+    exact = dense.astype(np.float64)
+    np.testing.assert_allclose(degree * x - exact.T @ (a / r * (exact @ x)), right, atol=1e-7)
+    assert 1 < nit < 30
+    x, nit = kernels.solve_laplacian(*operator, degree, **settings)
+    assert nit < 100
+    assert np.isfinite(x).all()
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (130, 70)])
 @pytest.mark.parametrize("kind", COSTS)
 @pytest.mark.parametrize("start", ["cold", "warm", "far off"])

@@ -24,7 +24,7 @@ def extremes(matrix: np.ndarray) -> tuple[float, float]:
     n, m = matrix.shape
     lows, highs = np.full(n, np.inf), np.full(n, -np.inf)
     _, total = over_rows(dense.extremes, n, _products(n * m), (1, 0), matrix, lows, highs)
-    if total != total:  # NaN, or an overflow of either sign
+    if np.isnan(total):  # an entry is, or sums overflowed either way
         return float(matrix.min()), float(matrix.max())
     return float(lows.min()), float(highs.max())
 

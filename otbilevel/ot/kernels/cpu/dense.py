@@ -37,21 +37,15 @@ def maximum(values):
 def extremes(low, high, sums, matrix, lows, highs):  # noqa: ARG001
     """lows[low], highs[low] <- smallest and largest entry of these rows. Returns a sum that is NaN when an entry is.
 
-    Column by column, which is vectorised where a running minimum is not.
+    Column by column, which LLVM vectorises, as it does not a running minimum.
     """
-    m = matrix.shape[1]
+    m, last = matrix.shape[1], high - 1
     down, up, total = np.full(m, np.inf), np.full(m, -np.inf), np.zeros(m)
-    for first in range(low, high, 4):
-        i, k = min(first + 1, high - 1), min(first + 2, high - 1)
-        a, b, c, d = (
-            matrix[first],
-            matrix[i],
-            matrix[k],
-            matrix[min(first + 3, high - 1)],
-        )  # the last row stands in for missing ones
+    for i in range(low, high, 4):  # at the end the last row stands in for those that are missing
+        a, b, c, d = matrix[i], matrix[min(i + 1, last)], matrix[min(i + 2, last)], matrix[min(i + 3, last)]
         for j in range(m):
-            down[j] = min(down[j], min(min(a[j], b[j]), min(c[j], d[j])))
-            up[j] = max(up[j], max(max(a[j], b[j]), max(c[j], d[j])))
+            down[j] = min(down[j], a[j], b[j], c[j], d[j])
+            up[j] = max(up[j], a[j], b[j], c[j], d[j])
             total[j] += (a[j] + b[j]) + (c[j] + d[j])
     lows[low], highs[low] = -maximum(-down), maximum(up)
     return total.sum()
