@@ -38,14 +38,13 @@ class DenseCost(Geometry):
     def __init__(self, C: Any) -> None:  # noqa: N803 -- the field's name for the cost
         matrix = as_array(C, "C")
         check_matrix(matrix, "C")
-        xp = array_namespace(matrix)
-        low, high = float(xp.min(matrix)), float(xp.max(matrix))
-        self._extremes = low, high
-        if not (low > -float("inf") and high >= low):  # NaN propagates through min and max
-            _refuse_bad_costs(xp, matrix)
         self.matrix = matrix
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
+        extremes: tuple[float, float] = self.kernels.extremes(self.kernel_cost)
+        low, high = self._extremes = extremes
+        if not (low > -float("inf") and high >= low):  # NaN propagates through min and max
+            _refuse_bad_costs(array_namespace(matrix), matrix)
 
     @property
     def arrays(self) -> dict[str, Array]:

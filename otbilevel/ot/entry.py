@@ -14,6 +14,8 @@ USABLE = 0.5
 """Marginal error up to which a start is worth more than the levels of the path that it saves."""
 FIRST_STEP = 2.0
 """Factor by which reg falls first from a start for a larger reg: with one solution there is nothing yet to extrapolate from."""
+FEWEST = 2.0
+"""A path to a target within this factor of its start has one level."""
 
 
 class Entry(NamedTuple):
@@ -35,8 +37,9 @@ def enter(plan: RowPlan, run: Run, start: Start | None, easy: float) -> Entry:
     """
     problem, (low, high) = run.problem, run.problem.geometry.bounds
     if start is None:
-        top, g = max((high - low) / 8, problem.reg), problem.xp.zeros_like(problem.b)
-        plan.restart()
+        top, g = (high - low) / 8, problem.xp.zeros_like(problem.b)
+        top = top if top > FEWEST * problem.reg else problem.reg
+        plan.restart(problem.xp.full_like(problem.a, low))  # the row sums of the first level are then of a good size
         plan.sweep(g, top, single=True)
         return Entry(top, g)
     reg, above = problem.reg, None

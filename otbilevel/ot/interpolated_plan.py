@@ -63,10 +63,10 @@ class InterpolatedPlan(RowPlan):
         x, y = self._cut(reg, single=False)
         return x.size * y.size
 
-    def restart(self) -> None:
+    def restart(self, f: Array | None = None) -> None:
         self._drop_kernels()
-        self._f: Array | None = None
-        self._u: Array = np.ones_like(self.a)
+        self._f: Array | None = None if f is None else self._x_order.sort(f)
+        self._u: Array | None = None  # row scalings since the last sweep; those of the columns are _v
 
     def _drop_kernels(self) -> None:
         """Make room for others."""
@@ -75,7 +75,7 @@ class InterpolatedPlan(RowPlan):
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self._drop_kernels()
-        previous = None if self._f is None else self._f + self.reg * np.log(self._u)
+        previous = self._f if self._u is None else self._f + self.reg * np.log(self._u)
         self.g, self.reg, self.single, self._base_g = g, reg, single, g
         sorted_g = self._y_order.sort(g)
         start = self._cold_start(sorted_g, reg) if previous is None else previous
@@ -87,6 +87,7 @@ class InterpolatedPlan(RowPlan):
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         assert self._kernel is not None  # `sweep` comes first
+        assert self._u is not None
         self.work.products += 1
         v = np.exp(self._y_order.sort(log_v))
         row_sums = self._kernel.times(v)
@@ -96,31 +97,37 @@ class InterpolatedPlan(RowPlan):
 
     def _move(self, kernel: InterpolatedKernel, v: Array, row_sums: Array) -> None:
         """Take stock where the kernel of the last sweep is scaled by u and v; `row_sums` are those of K v."""
+        assert self._u is not None
+        self._v = v
         self.row_error = float((self._a * np.abs(self._u * row_sums - 1.0)).sum())
         self.column_sums = self._y_order.restore(v * kernel.transposed_times(self._a * self._u))
 
     def row_potentials(self) -> Array:
         assert self._f is not None
+        assert self._u is not None
         return self._x_order.restore(self._f + self.reg * np.log(self._u))
 
     def laplacian(self) -> Laplacian:
-        """L at the last sweep, from the coarse cut.
+        """L where the plan is, from the coarse cut.
 
         The diagonal is taken for the degrees: what it lacks, sum_i P_ij^2 / a_i, is little where points are many.
         """
-        kernel = self._kernel
+        kernel, u, v = self._kernel, self._u, self._v
         assert kernel is not None
+        assert u is not None
         if not self.single:
-            _, kernel = self._normalised(self._f, self._y_order.sort(self.g), self.reg, single=True)
-        self._hessian = kernel
-        degree = self._y_order.restore(kernel.transposed_times(self._a))
-        return Laplacian.of(self, np.ones_like(self._a), degree, np.zeros_like(degree))
+            f = self._f + self.reg * np.log(u)
+            _, kernel = self._normalised(f, self._y_order.sort(self.g), self.reg, single=True)
+            u, v = np.ones_like(u), np.ones_like(v)
+        self._hessian, self._hessian_v = kernel, v
+        degree = self._y_order.restore(v * kernel.transposed_times(self._a * u))
+        return Laplacian.of(self, self._x_order.restore(self._a * u * u), degree, np.zeros_like(degree))
 
     def product(self, weights: Array, x: Array) -> Array:
         assert self._hessian is not None
         self.work.products += 1
-        image = self._x_order.sort(weights) * self._hessian.times(self._y_order.sort(x))
-        return self._y_order.restore(self._hessian.transposed_times(image))
+        image = self._x_order.sort(weights) * self._hessian.times(self._hessian_v * self._y_order.sort(x))
+        return self._y_order.restore(self._hessian_v * self._hessian.transposed_times(image))
 
     def _normalised(self, f: Array, g: Array, reg: float, *, single: bool) -> tuple[Array, InterpolatedKernel]:
         """f(g), from a start that need not be close, and the kernel with row sums 1."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from otbilevel._core.array import Array, array_namespace
-from otbilevel.linalg import cg
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import scale
@@ -96,23 +95,9 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple
     laplacian = plan.laplacian()
     r = b - plan.column_sums
     r = r - laplacian.degree * (xp.sum(r) / xp.sum(laplacian.degree))  # into the range of L
-
-    def l1(v: Array) -> float:
-        return float(xp.sum(xp.abs(v)))
-
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
-    solution = cg(
-        laplacian,
-        r,
-        preconditioner=laplacian.jacobi,
-        tol=forcing,
-        max_iter=rule.max_cg,
-        norm=l1,
-        interrupt=run.monitor.overdue,
-        rounding=laplacian.degree,
-        verify=False,
-    )
-    d = solution.x - xp.sort(solution.x)[b.shape[0] // 2]  # the gauge in which most potentials stay
+    x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
+    d = x - xp.sort(x)[b.shape[0] // 2]  # the gauge in which most potentials stay
     clipped = float(xp.max(xp.abs(d))) > CLIP
     return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped, float(xp.sum(b * xp.abs(d)))
 

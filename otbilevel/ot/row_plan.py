@@ -12,11 +12,13 @@ Here g carries the weight b: it is the potential of the public formula plus reg 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from otbilevel._core.array import Array, array_namespace
+from otbilevel.linalg import cg
 from otbilevel.ot.geometry import Geometry
 
 
@@ -45,13 +47,13 @@ class Laplacian:
     inverse_diagonal: Array
 
     @classmethod
-    def of(cls, plan: RowPlan, row_sums: Array, degree: Array, squares: Array) -> Laplacian:
+    def of(cls, plan: RowPlan, weights: Array, degree: Array, squares: Array) -> Laplacian:
         """The Laplacian from the moments of K, see `plan_moments`."""
         xp = array_namespace(degree)
         # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
         diagonal = xp.maximum(degree - squares, 1e-9 * degree)
         inverse = 1.0 / xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))
-        return cls(plan, plan.a / row_sums, degree, inverse)
+        return cls(plan, weights, degree, inverse)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,6 +94,7 @@ class RowPlan(ABC):
     row_error: float
     single: bool
     complete = True
+    _base_g: Array  # where the last sweep was
 
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
         self.kernels = kernels
@@ -108,9 +111,9 @@ class RowPlan(ABC):
             self._measured = self.column_sums, float(xp.sum(xp.abs(self.column_sums - b))) + self.row_error
         return self._measured[1]
 
-    @abstractmethod
-    def restart(self) -> None:
-        """Forget the potentials that the next sweep would start from."""
+    def restart(self, f: Array | None = None) -> None:
+        """Forget the potentials that the next sweep would start from; it starts from `f`, or finds the maximum of every row."""
+        self._f = f
 
     @abstractmethod
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
@@ -119,6 +122,11 @@ class RowPlan(ABC):
     @abstractmethod
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         """Move to the last sweep's g plus reg log v, by products with the K of that sweep."""
+
+    def reaches(self, g: Array) -> bool:
+        """Whether scaling passes may move the plan to `g`."""
+        log_v, xp = (g - self._base_g) / self.reg, array_namespace(g)
+        return float(xp.max(log_v)) - float(xp.min(log_v)) <= self.reach
 
     @property
     @abstractmethod
@@ -131,11 +139,32 @@ class RowPlan(ABC):
 
     @abstractmethod
     def laplacian(self) -> Laplacian:
-        """Return L at the last sweep."""
+        """Return L where the plan is."""
+
+    def solve(
+        self, laplacian: Laplacian, b: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]
+    ) -> tuple[Array, int]:
+        """Solve L x = b until the L1 norm of the residual is `tol` times that of b; return x and the number of steps.
+
+        Stops short at `max_iter` steps, when `interrupt()` says so, and where curvature drowns in rounding.
+        """
+        xp = array_namespace(b)
+        solution = cg(
+            laplacian,
+            b,
+            preconditioner=laplacian.jacobi,
+            tol=tol,
+            max_iter=max_iter,
+            norm=lambda v: float(xp.sum(xp.abs(v))),
+            interrupt=interrupt,
+            rounding=laplacian.degree,
+            verify=False,
+        )
+        return solution.x, solution.nit
 
     @abstractmethod
     def product(self, weights: Array, x: Array) -> Array:
-        """Return K' diag(weights) K x with the K of the last sweep."""
+        """Return K' diag(weights) K x with the K of the last `laplacian`."""
 
 
 class StoredPlan(RowPlan):
@@ -173,37 +202,54 @@ class StoredPlan(RowPlan):
     def reach(self) -> float:
         return self._reach
 
-    def restart(self) -> None:
-        self._f: Array | None = None
-        self._u: Array | None = None  # row scalings since the last sweep
+    def restart(self, f: Array | None = None) -> None:
+        super().restart(f)
+        self._u: Array | None = None  # row scalings since the last sweep; those of the columns are _v
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
-        start = None if self._f is None else self.row_potentials()
+        start = self._f if self._u is None else self.row_potentials()
         self.g, self.reg, self.single = g, reg, single
         self._base_g = g
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
-        self._u = array_namespace(self.a).ones_like(self.a)
+        xp = array_namespace(self.a)
+        self._u, self._v = xp.ones_like(self.a), xp.ones_like(g)
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
         self.single = self.single or self._stores_single  # whatever the exponentials were, these sums are over what was stored
-        v = array_namespace(log_v).exp(log_v)
-        self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, v, relaxation)
-        self.g, self.column_sums = self._base_g + self.reg * log_v, v * sums
+        self._v = array_namespace(log_v).exp(log_v)
+        self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, self._v, relaxation)
+        self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
 
     def row_potentials(self) -> Array:
         return self._f + self.reg * array_namespace(self.a).log(self._u)
 
     def laplacian(self) -> Laplacian:
-        row_sums, degree, squares = self.kernels.plan_moments(self._k, self.a)
-        return Laplacian.of(self, row_sums, degree, squares)
+        """L of diag(u) K diag(v), as scaling passes may have moved the plan since its last sweep."""
+        largest = array_namespace(self.a).max(self._v)  # only u v matters: make v of a size whose square does not overflow
+        weights, v = self.a * self._u * largest, self._v / largest
+        row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
+        self._columns = v
+        return Laplacian.of(self, weights / row_sums, v * degree, v * v * squares)
+
+    def solve(
+        self, laplacian: Laplacian, b: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]
+    ) -> tuple[Array, int]:
+        """By a compiled loop where the kernels have one."""
+        compiled = self.kernels.solve_laplacian
+        if compiled is None:
+            return super().solve(laplacian, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
+        operator = self._k, laplacian.weights, self._columns, laplacian.degree, laplacian.inverse_diagonal
+        x, nit = compiled(*operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
+        self.work.products += nit
+        return x, nit
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
-        return self.kernels.laplacian_product(self._k, weights, x)
+        return self._columns * self.kernels.laplacian_product(self._k, weights, self._columns * x)
 
 
 class Room:
@@ -230,9 +276,6 @@ class LazyPlan(RowPlan):
     def __init__(self, geometry: Geometry, a: Array, work: Work) -> None:
         super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
 
-    def restart(self) -> None:
-        self._f: Array | None = None
-
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self._base_g, self.reg, self.single = g, reg, single
         self._move(g, relaxation)
@@ -253,7 +296,7 @@ class LazyPlan(RowPlan):
     def laplacian(self) -> Laplacian:
         self.work.sweeps += 1
         row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self._f, self.g, self.reg, self.a)
-        return Laplacian.of(self, row_sums, degree, squares)
+        return Laplacian.of(self, self.a / row_sums, degree, squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.sweeps += 1

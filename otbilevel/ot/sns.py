@@ -166,16 +166,15 @@ def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:
 def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, start: Start | None) -> None:
     """Path, Newton, certified Newton."""
     g, error = follow_path(plan, schedule, run, start)
-    if run.best_error <= run.problem.tol:
+    tol = run.problem.tol
+    if run.best_error <= tol:
         return
-    tol, reg = run.problem.tol, run.problem.reg
-    far = error > CERTIFIED_FROM
-    if far or plan.single or plan.g is not g:
-        plan.sweep(g, reg, single=far)
-    if far and not run.stopped and not on_active_set(plan, active_density if schedule.active else 0.0, schedule, run):
-        newton(plan, replace(schedule.final, single=True), run)
-    if plan.single and run.error(plan) <= max(tol, CERTIFIED_FROM):  # else the next step serves in double precision as it is
-        plan.sweep(plan.g, reg)
+    if error > CERTIFIED_FROM and not run.stopped:
+        if not on_active_set(plan, active_density if schedule.active else 0.0, schedule, run):
+            newton(plan, replace(schedule.final, single=True), run)
+        g = plan.g
+    if plan.single and (run.stopped or not max(tol, CERTIFIED_FROM) < run.error(plan) < math.inf):
+        plan.sweep(g, run.problem.reg)  # else the first step still does well with a gradient in single precision
     newton(plan, replace(schedule.final, tol=tol), run)
 
 
@@ -188,11 +187,13 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
         if not run.report(plan) or (last and run.error(plan) <= CERTIFIED_FROM):
             return g, run.error(plan)
         g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
+        if not plan.reaches(g):
+            plan.sweep(g, reg, single=True)
+            errors.append(run.error(plan))
         if last or run.stopped:
             return g, errors[-1]
         is_hard = errors[-1] > min(LEVEL_ERROR, schedule.patience * (errors[-2] if len(errors) > 1 else math.inf))
         if is_hard and errors[-1] > schedule.level.tol:
-            plan.sweep(g, reg, single=True)
             newton(plan, replace(schedule.level, single=True), run)
             g = plan.g
             if run.stopped:
@@ -225,7 +226,7 @@ class _LevelRule:
 
 
 def on_active_set(plan: RowPlan, density: float, schedule: Schedule, run: Run) -> bool:
-    """Newton's method on the entries that carry the mass; leaves `plan` swept in single precision.
+    """Newton's method on the entries that carry the mass; leaves `plan` swept, in double precision if that was the end.
 
     Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
     0.14 tol. The margin keeps this true while the potentials drift by less than it; then the set is made anew. The
@@ -251,7 +252,7 @@ def on_active_set(plan: RowPlan, density: float, schedule: Schedule, run: Run) -
         rule = NewtonRule(0.3 * problem.tol, 30, max_cg=2000, abandon=drifted, farthest=schedule.final.farthest)
         newton(active, rule, run)
         settled = not drifted()
-        plan.sweep(active.g, problem.reg, single=True)
+        plan.sweep(active.g, problem.reg, single=not settled)
         if settled or run.stopped:
             return True
     return False

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otbilevel import DenseCost, PointCloud
-from otbilevel.ot.row_plan import LazyPlan, StoredPlan, Work
+from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
 
 
 def semi_dual(g, a, b, cost, reg):
@@ -76,6 +76,61 @@ def test_a_scaling_pass_is_a_sweep_at_scaled_potentials(points, backend):
         swept = [backend.to_numpy(v) for v in (plan.g, plan.row_potentials(), plan.column_sums)]
         for one, other in zip(moved, swept, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 400.0])
+def test_the_laplacian_of_a_scaled_plan_is_that_of_a_sweep(points, backend, shift):
+    """`shift` scales u and v far apart, which leaves the plan as it is."""
+    x, y, a, _, g = points
+    reg, log_v = 0.05, shift + np.random.default_rng(1).standard_normal(13)
+    for plan, precision in plans(x, y, a, backend):
+        matrices = []
+        for scaled in (True, False):
+            plan.sweep(fresh(backend, g if scaled else g + reg * log_v), reg)
+            if scaled:
+                plan.scaling_pass(fresh(backend, log_v))
+            laplacian = plan.laplacian()
+            columns = [backend.to_numpy(laplacian.matvec(fresh(backend, e))) for e in np.eye(13)]
+            matrices.append(np.stack([*columns, backend.to_numpy(laplacian.inverse_diagonal)]))
+        np.testing.assert_allclose(matrices[0][:-1], matrices[1][:-1], atol=precision)
+        np.testing.assert_allclose(matrices[0][-1], matrices[1][-1], rtol=1e-4)
+        np.testing.assert_allclose(matrices[0][:-1].sum(1), 0, atol=1e-15)
+
+
+def test_how_far_scaling_passes_reach(points):
+    x, y, a, _, g = points
+    plan = StoredPlan.dense(PointCloud(x, y).to_dense(), a.copy(), Work(), single=True)
+    plan.sweep(g.copy(), 0.05)
+    far = np.linspace(0, 0.05, 13)
+    assert plan.reaches(g + 49 * far)
+    assert not plan.reaches(g + 51 * far)
+    assert plan.reaches(g + 1e3)
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_compiled_conjugate_gradients(points, single, scaled):
+    """The compiled loop takes the steps of `linalg.cg`."""
+    x, y, a, b, g = points
+    plan = StoredPlan.dense(PointCloud(x, y).to_dense(), a.copy(), Work(), single=single)
+    plan.sweep(g.copy(), 0.05)
+    if scaled:
+        plan.scaling_pass(np.linspace(-1, 1, 13))
+    laplacian = plan.laplacian()
+    r = b - plan.column_sums
+    r -= laplacian.degree * (r.sum() / laplacian.degree.sum())
+    before = plan.work.products
+    for most in (3, 100):
+        limits = {"tol": 1e-8, "max_iter": most, "interrupt": lambda: False}
+        got, nit = plan.solve(laplacian, r, **limits)
+        want, expected = RowPlan.solve(plan, laplacian, r, **limits)
+        assert nit == expected <= most
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(laplacian.matvec(got), r, atol=1e-8 * np.abs(r).sum())
+    assert plan.work.products > before
+    stopped, nit = plan.solve(laplacian, r, tol=1e-8, max_iter=100, interrupt=lambda: True)
+    assert nit == 0
+    assert not stopped.any()
 
 
 def test_work_is_counted():

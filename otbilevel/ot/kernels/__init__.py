@@ -3,15 +3,17 @@
 With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels are
 
 ==========================  =====================================================================================================
+`extremes`                  the smallest and the largest entry of a cost matrix, NaN if one is
 `cost_bounds`               the smallest and the largest finite cost
 `softmax_rows`              f = -reg log sum_j exp((g_j - C_ij)/reg), so that the rows of K sum to 1; K' a; optionally K itself
 `scaling_pass`              one Sinkhorn iteration in scaling form on a stored K: u = 1/(K v), K'(a u)
 `laplacian_product`         K' diag(w) K x on a stored K
-`plan_moments`              r = K 1, K' a and sum_i a_i K_ij^2 / r_i of a stored K
-`lazy_product, _moments`    the same two with K computed on the way
+`plan_moments`              r = K v, K' w and sum_i w_i K_ij^2 / r_i of a stored K
+`lazy_product, _moments`    the same two with K computed on the way, v = 1 and w = a
 `plan_sums`                 both marginals and the cost of the plan, in full precision
 `plan_rows`                 some rows of the plan
 `plan_product`              the plan times vectors
+`solve_laplacian`           conjugate gradients on L in one compiled loop (only where there is one)
 `active_set`                the pairs with f_i + g_j - C_ij > threshold (only where there are sparse kernels)
 ==========================  =====================================================================================================
 

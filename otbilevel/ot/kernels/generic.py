@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from otbilevel._core.array import Array, array_namespace, device
 
 if TYPE_CHECKING:
+    from otbilevel.ot.dense_cost import DenseCost
     from otbilevel.ot.geometry import Geometry
 
 sparse_kernels = None
 interpolates = False
+solve_laplacian = None
 _BLOCK_ENTRIES = 2**19
 
 
@@ -24,6 +26,11 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     step = max(1, _BLOCK_ENTRIES // max(m, 1))
     for low in range(0, n, step):
         yield low, min(low + step, n)
+
+
+def extremes(cost: DenseCost) -> tuple[float, float]:
+    xp = array_namespace(cost.matrix)
+    return float(xp.min(cost.matrix)), float(xp.max(cost.matrix))
 
 
 def cost_bounds(cost: Geometry, shape: tuple[int, int]) -> tuple[float, float]:
@@ -83,10 +90,9 @@ def laplacian_product(plan: Array, weights: Array, x: Array) -> Array:
     return (weights * (plan @ x)) @ plan
 
 
-def plan_moments(plan: Array, a: Array) -> tuple[Array, Array, Array]:
-    xp = array_namespace(plan)
-    row_sums = xp.sum(plan, axis=1)
-    return row_sums, a @ plan, (a / row_sums) @ plan**2
+def plan_moments(plan: Array, weights: Array, v: Array) -> tuple[Array, Array, Array]:
+    row_sums = plan @ v
+    return row_sums, weights @ plan, (weights / row_sums) @ plan**2
 
 
 def _kernel_rows(cost: Geometry, f: Array, g: Array, reg: float, low: int, high: int) -> Array:
@@ -98,7 +104,7 @@ def lazy_moments(cost: Geometry, f: Array, g: Array, reg: float, a: Array) -> tu
     xp = array_namespace(g)
     row_sums, sums, squares = [], xp.zeros_like(g), xp.zeros_like(g)
     for low, high in row_blocks(cost.shape):
-        r, c, q = plan_moments(_kernel_rows(cost, f, g, reg, low, high), a[low:high])
+        r, c, q = plan_moments(_kernel_rows(cost, f, g, reg, low, high), a[low:high], xp.ones_like(g))
         row_sums.append(r)
         sums, squares = sums + c, squares + q
     return xp.concat(row_sums), sums, squares

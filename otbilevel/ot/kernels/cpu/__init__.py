@@ -5,17 +5,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active, dense, sparse, stored
-from otbilevel.ot.kernels.cpu.threads import over_rows
+from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored
+from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 sparse_kernels = sparse
 interpolates = True
 
 _NOTHING = np.empty((0, 0), np.float32)
+_SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0)
+
+
+def extremes(matrix: np.ndarray) -> tuple[float, float]:
+    n, m = matrix.shape
+    lows, highs = np.full(n, np.inf), np.full(n, -np.inf)
+    _, total = over_rows(dense.extremes, n, _products(n * m), (1, 0), matrix, lows, highs)
+    if np.isnan(total):  # an entry is, or sums overflowed either way
+        return float(matrix.min()), float(matrix.max())
+    return float(lows.min()), float(highs.max())
 
 
 def cost_bounds(cost: Any, shape: tuple[int, int]) -> tuple[float, float]:
@@ -39,10 +51,10 @@ def softmax_rows(
     n, m = len(a), len(g)
     warm = f is not None
     out = np.zeros(n) if f is None else f.copy()
-    store = plan is not None
+    precision, store = _SINGLE if single else _DOUBLE, plan is not None
     stage = plan if store else _NOTHING
     sums, row_error = over_rows(
-        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, single, store, stage
+        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, precision, store, stage
     )
     return out, plan, sums[0], row_error
 
@@ -65,11 +77,21 @@ def laplacian_product(plan: np.ndarray, weights: np.ndarray, x: np.ndarray) -> n
     return over_rows(stored.laplacian_product, n, _products(n * m), (1, m), plan, weights, x)[0][0]
 
 
-def plan_moments(plan: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plan_moments(plan: np.ndarray, weights: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, m = plan.shape
     row_sums = np.empty(n)
-    sums, _ = over_rows(stored.plan_moments, n, _products(n * m), (2, m), plan, a, row_sums)
+    sums, _ = over_rows(stored.plan_moments, n, _products(n * m), (2, m), plan, weights, v, row_sums)
     return row_sums, sums[0], sums[1]
+
+
+def solve_laplacian(
+    plan: np.ndarray, *operator: np.ndarray, tol: float, max_iter: int, interrupt: Callable[[], bool]
+) -> tuple[np.ndarray, int]:
+    """`operator` is weights, columns, degree, inverse diagonal, right-hand side, see `pcg`."""
+    n, m = plan.shape
+    several = parts(n, _products(n * m)) > 1
+    product = partial(laplacian_product, plan, operator[0]) if several else None
+    return pcg.solve(plan, n * m, product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt)
 
 
 def lazy_moments(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
-from otbilevel.ot.kernels.cpu.exp import exp64
+from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
 from otbilevel.ot.kernels.cpu.stored import relaxed
 
 
@@ -42,7 +42,7 @@ def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # no
 @kernel
 def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan):
     """As `dense.softmax_rows`, in double precision and without relaxation."""
-    longest = 0
+    longest, rate = 0, inv_reg * LOG2E
     for i in range(low, high):
         longest = max(longest, indptr[i + 1] - indptr[i])
     x = np.empty(longest)
@@ -53,7 +53,7 @@ def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, pla
             x[k] = g[indices[start + k]] - values[start + k]
             shift = max(shift, x[k])
         for k in range(width):
-            x[k] = exp64((x[k] - shift) * inv_reg)
+            x[k] = exp2((x[k] - shift) * rate)
             total += x[k]
         f[i] = -shift - np.log(total) / inv_reg
         for k in range(width):
@@ -91,15 +91,15 @@ def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):
 
 
 @kernel
-def plan_moments(low, high, sums, indptr, indices, plan, a, row_sums):
+def plan_moments(low, high, sums, indptr, indices, plan, weights, v, row_sums):
     """As `stored.plan_moments`."""
     for i in range(low, high):
         s = 0.0
         for k in range(indptr[i], indptr[i + 1]):
-            s += np.float64(plan[k])
+            s += plan[k] * v[indices[k]]
         row_sums[i] = s
         for k in range(indptr[i], indptr[i + 1]):
             p = np.float64(plan[k])
-            sums[0, indices[k]] += a[i] * p
-            sums[1, indices[k]] += a[i] * p * p / s
+            sums[0, indices[k]] += weights[i] * p
+            sums[1, indices[k]] += weights[i] * p * p / s
     return 0.0

@@ -7,7 +7,7 @@ See `otbilevel.ot.cells` for what the arrays mean. Kernels with (low, high, sums
 import numpy as np
 
 from otbilevel.ot.kernels.cpu.compile import kernel
-from otbilevel.ot.kernels.cpu.exp import exp32, exp64
+from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2_32, exp2_64
 
 STRIP = 1024
 """Columns that are worked on at a time: their buffers stay in the first-level cache."""
@@ -271,17 +271,18 @@ def _slacks(point, yt, f, g, out):
 @kernel
 def _row(x, yt, f, g, inv_reg, single, q, first, last, z, z32, out):
     """out <- exp((f_q + g_l - |x_q - y_l|^2) / reg) for the nodes j of [first, last)."""
+    rate = inv_reg * LOG2E
     for strip in range(first, last, STRIP):
         width, at = min(STRIP, last - strip), strip - first
         _slacks(x[q], yt[:, strip : strip + width], f[q], g[strip : strip + width], z)
         if single:
             for j in range(width):
-                z32[j] = z[j] * inv_reg
+                z32[j] = z[j] * rate
             for j in range(width):
-                out[at + j] = exp32(z32[j])
+                out[at + j] = exp2_32(z32[j])
         else:
             for j in range(width):
-                out[at + j] = exp64(z[j] * inv_reg)
+                out[at + j] = exp2_64(z[j] * rate)
 
 
 @kernel

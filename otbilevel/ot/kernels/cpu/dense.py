@@ -6,11 +6,16 @@ K_ij = exp((f_i + g_j - C_ij) / reg), and the plan is P = diag(a) K.
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu.compile import kernel
+from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
-from otbilevel.ot.kernels.cpu.exp import exp32, exp64
+from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
+from otbilevel.ot.kernels.cpu.stored import add4
 
 LARGEST = np.finfo(np.float64).max
+HEADROOM = 20.0
+"""Added to the exponents at a warm start: single precision reaches further up than it needs to, and less far down."""
+SMALLEST_SUM, LARGEST_SUM = 1e-8, 1e30
+"""Sums of a row at a warm start that are good: no entry at the upper clip, and none that matters near the lower one."""
 
 
 @kernel
@@ -29,6 +34,24 @@ def maximum(values):
 
 
 @kernel
+def extremes(low, high, sums, matrix, lows, highs):  # noqa: ARG001
+    """lows[low], highs[low] <- smallest and largest entry of these rows. Returns a sum that is NaN when an entry is.
+
+    Column by column, which LLVM vectorises, as it does not a running minimum.
+    """
+    m, last = matrix.shape[1], high - 1
+    down, up, total = np.full(m, np.inf), np.full(m, -np.inf), np.zeros(m)
+    for i in range(low, high, 4):  # at the end the last row stands in for those that are missing
+        a, b, c, d = matrix[i], matrix[min(i + 1, last)], matrix[min(i + 2, last)], matrix[min(i + 3, last)]
+        for j in range(m):
+            down[j] = min(down[j], a[j], b[j], c[j], d[j])
+            up[j] = max(up[j], a[j], b[j], c[j], d[j])
+            total[j] += (a[j] + b[j]) + (c[j] + d[j])
+    lows[low], highs[low] = -maximum(-down), maximum(up)
+    return total.sum()
+
+
+@kernel
 def cost_bounds(low, high, sums, cost, width, lows, highs):  # noqa: ARG001
     """lows_i, highs_i <- smallest and largest finite cost of row i; infinite where there is none."""
     up, down, buffer = np.empty(width), np.empty(width), np.empty(width)
@@ -41,106 +64,114 @@ def cost_bounds(low, high, sums, cost, width, lows, highs):  # noqa: ARG001
     return 0.0
 
 
+@inlined
+def cold_shift(row, g, scratch):
+    """min_j C_ij - g_j, which makes the largest exponent 0; overwrites `scratch`."""
+    for j in range(len(g)):
+        scratch[j] = g[j] - row[j]
+    return -maximum(scratch)
+
+
+@inlined
+def exponentials(row, g, shift, rate, x):
+    """x_j <- 2^((g_j - C_ij + shift) rate) in the precision of x. Returns their sum."""
+    total = x.dtype.type(0)
+    if x.itemsize == 8:
+        for j in range(len(g)):
+            x[j] = exp2((g[j] - row[j] + shift) * rate)
+            total += x[j]
+    else:  # two loops: in one, the difference in double precision would halve the vector width of the exponential
+        for j in range(len(g)):
+            x[j] = (g[j] - row[j] + shift) * rate
+        for j in range(len(g)):
+            x[j] = exp2(x[j])
+            total += x[j]
+    return np.float64(total)
+
+
+@inlined
+def scaled(x, scale, out):
+    """out <- scale x, multiplied in the precision of x."""
+    factor = x.dtype.type(scale)
+    for j in range(len(x)):
+        out[j] = x[j] * factor
+
+
 @kernel
-def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, single, store, plan):
+def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, precision, store, plan):
     """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += a_i K_i. Returns the L1 error of the row sums.
 
     A warm start takes the old f_i as the shift of the exponents, which saves the search for the row's maximum; where
-    that proves too far off the row is done again. `single` takes the exponentials in single precision: twice as fast,
-    relative error 1e-7.
+    that proves too far off the row is done again. The exponentials have the dtype of `precision`. Four rows wait until
+    all of them are added, so that `sums` are read and written once per four rows.
     """
-    m = len(g)
-    x64, x32, buffer = np.empty(m), np.empty(m, np.float32), np.empty(m)
-    row_error = 0.0
-    for i in range(low, high):
-        row = cost_row(cost, i, buffer)
-        shift, total = f[i], 0.0
-        for attempt in range(2):
-            if attempt == 1 or not warm:
-                for j in range(m):
-                    x64[j] = g[j] - row[j]
-                shift = -maximum(x64)
-            if single:
-                # Two loops: in one, the double-precision difference would halve the vector width of the exponential.
-                for j in range(m):
-                    x32[j] = (g[j] - row[j] + shift) * inv_reg
-                total32 = np.float32(0.0)
-                for j in range(m):
-                    x32[j] = exp32(x32[j])
-                    total32 += x32[j]
-                total = np.float64(total32)
-            else:
-                total = 0.0
-                for j in range(m):
-                    x64[j] = exp64((g[j] - row[j] + shift) * inv_reg)
-                    total += x64[j]
-            if not warm or 1e-8 < total < 1e8:
-                break
-        previous = f[i]
-        f[i] = shift - np.log(total) / inv_reg
-        scale = 1.0 / total
-        if relaxation != 1.0 and warm:
-            f[i] = (1.0 - relaxation) * previous + relaxation * f[i]
-            scale = np.exp((f[i] - shift) * inv_reg)
-            row_error += a[i] * abs(scale * total - 1.0)
-        weight = a[i] * scale
-        if single:
-            for j in range(m):
-                sums[0, j] += weight * x32[j]
-            if store:
-                scale32 = np.float32(scale)
-                for j in range(m):
-                    plan[i, j] = x32[j] * scale32
-        else:
-            for j in range(m):
-                sums[0, j] += weight * x64[j]
-            if store:
-                for j in range(m):
-                    plan[i, j] = x64[j] * scale
+    m, rate, row_error, columns = len(g), inv_reg * LOG2E, 0.0, sums[0]
+    buffer, scratch, scales, weights = np.empty(m), np.empty(m), np.empty(4), np.empty(4)
+    x = np.zeros((4, m), precision.dtype)
+    for first in range(low, high, 4):
+        rows = min(4, high - first)
+        weights[:] = 0.0
+        for r in range(rows):
+            i = first + r
+            row = cost_row(cost, i, buffer)
+            shift = f[i] + HEADROOM / inv_reg if warm else cold_shift(row, g, scratch)
+            total = exponentials(row, g, shift, rate, x[r])
+            if warm and not SMALLEST_SUM < total < LARGEST_SUM:
+                shift = cold_shift(row, g, scratch)
+                total = exponentials(row, g, shift, rate, x[r])
+            previous, f[i], scales[r] = f[i], shift - np.log(total) / inv_reg, 1.0 / total
+            if relaxation != 1.0 and warm:
+                f[i] = (1.0 - relaxation) * previous + relaxation * f[i]
+                scales[r] = np.exp((f[i] - shift) * inv_reg)
+                row_error += a[i] * abs(scales[r] * total - 1.0)
+            weights[r] = a[i] * scales[r]
+        add4(x, 0, weights[0], weights[1], weights[2], weights[3], columns)
+        if store:
+            for r in range(rows):
+                scaled(x[r], scales[r], plan[first + r])
     return row_error
 
 
 @kernel
 def plan_sums(low, high, sums, cost, f, g, inv_reg, a, row_sums):
     """Row and column sums (sums[0]) of the plan in full precision, and as return value its cost."""
-    m = len(g)
-    p, buffer = np.empty(m), np.empty(m)
-    total_cost = 0.0
-    for i in range(low, high):
-        row = cost_row(cost, i, buffer)
-        s = t = 0.0
-        for j in range(m):
-            p[j] = exp64((f[i] + g[j] - row[j]) * inv_reg)
-            s += p[j]
-        for j in range(m):
-            sums[0, j] += a[i] * p[j]
-            t += p[j] * min(row[j], LARGEST)  # not 0 * inf at a forbidden pair
-        row_sums[i] = a[i] * s
-        total_cost += a[i] * t
+    m, rate, total_cost = len(g), inv_reg * LOG2E, 0.0
+    buffer, weights, p, columns = np.empty(m), np.empty(4), np.zeros((4, m)), sums[0]
+    for first in range(low, high, 4):
+        weights[:] = 0.0
+        for r in range(min(4, high - first)):
+            i = first + r
+            row = cost_row(cost, i, buffer)
+            s, t = exponentials(row, g, f[i], rate, p[r]), 0.0
+            for j in range(m):
+                t += p[r, j] * min(row[j], LARGEST)  # not 0 * inf at a forbidden pair
+            weights[r], row_sums[i] = a[i], a[i] * s
+            total_cost += a[i] * t
+        add4(p, 0, weights[0], weights[1], weights[2], weights[3], columns)
     return total_cost
 
 
 @kernel
 def plan_rows(low, high, sums, cost, f, g, inv_reg, a, first, block):  # noqa: ARG001
     """block <- the rows first + [low, high) of the plan."""
-    m = len(g)
+    m, rate = len(g), inv_reg * LOG2E
     buffer = np.empty(m)
     for i in range(low, high):
-        row = cost_row(cost, first + i, buffer)
+        row, out, weight, shift = cost_row(cost, first + i, buffer), block[i], a[first + i], f[first + i]
         for j in range(m):
-            block[i, j] = a[first + i] * exp64((f[first + i] + g[j] - row[j]) * inv_reg)
+            out[j] = weight * exp2((shift + g[j] - row[j]) * rate)
     return 0.0
 
 
 @kernel
 def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, out):
     """out_ik <- sum_j P_ij vectors_kj, or (transpose) sums_kj += sum_i P_ij vectors_ki."""
-    m, width = len(g), len(vectors)
+    m, width, rate = len(g), len(vectors), inv_reg * LOG2E
     p, buffer = np.empty(m), np.empty(m)
     for i in range(low, high):
         row = cost_row(cost, i, buffer)
         for j in range(m):
-            p[j] = exp64((f[i] + g[j] - row[j]) * inv_reg)
+            p[j] = exp2((f[i] + g[j] - row[j]) * rate)
         for k in range(width):
             if transpose:
                 weight = a[i] * vectors[k, i]
@@ -157,11 +188,7 @@ def plan_product(low, high, sums, cost, f, g, inv_reg, a, vectors, transpose, ou
 @kernel
 def _kernel_row(cost, i, f, g, inv_reg, buffer, k32):
     """k32 <- row i of K in single precision. The same numbers at every call: Laplacian and products agree."""
-    row = cost_row(cost, i, buffer)
-    for j in range(len(g)):
-        k32[j] = (f[i] + g[j] - row[j]) * inv_reg
-    for j in range(len(g)):
-        k32[j] = exp32(k32[j])
+    exponentials(cost_row(cost, i, buffer), g, f[i], inv_reg * LOG2E, k32)
 
 
 @kernel

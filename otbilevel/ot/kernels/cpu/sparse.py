@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active
-from otbilevel.ot.kernels.cpu.threads import over_rows
+from otbilevel.ot.kernels.cpu import active, pcg
+from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 
 class ActiveSet(NamedTuple):
@@ -65,9 +67,20 @@ def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> n
     return sums[0]
 
 
-def plan_moments(plan: ActivePlan, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def solve_laplacian(
+    plan: ActivePlan, *operator: np.ndarray, tol: float, max_iter: int, interrupt: Callable[[], bool]
+) -> tuple[np.ndarray, int]:
+    """As in `cpu`."""
+    pattern, values = plan
+    several = parts(pattern.shape[0], len(values)) > 1
+    product = partial(laplacian_product, plan, operator[0]) if several else None
+    stored = pattern.indptr, pattern.indices, values
+    return pcg.solve(stored, len(values), product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt)
+
+
+def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pattern, values = plan
     n, m = pattern.shape
     row_sums = np.empty(n)
-    sums, _ = over_rows(active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, a, row_sums)
+    sums, _ = over_rows(active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, weights, v, row_sums)
     return row_sums, sums[0], sums[1]

@@ -5,10 +5,10 @@ Conventions as in `dense`. Four rows are taken at a time, so that the vectors ar
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu.compile import kernel
+from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 
 
-@kernel
+@inlined
 def _dot4(plan, i, v):
     s0 = s1 = s2 = s3 = 0.0
     for j in range(len(v)):
@@ -19,13 +19,23 @@ def _dot4(plan, i, v):
     return s0, s1, s2, s3
 
 
-@kernel
-def _add4(plan, i, s0, s1, s2, s3, out):
+@inlined
+def add4(plan, i, s0, s1, s2, s3, out):
+    """out += the rows i, ..., i + 3, weighted."""
     for j in range(len(out)):
         out[j] += s0 * plan[i, j] + s1 * plan[i + 1, j] + s2 * plan[i + 2, j] + s3 * plan[i + 3, j]
 
 
-@kernel
+@inlined
+def _add_squares4(plan, i, weights, out):
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    for j in range(len(out)):
+        k0, k1 = np.float64(plan[i, j]), np.float64(plan[i + 1, j])
+        k2, k3 = np.float64(plan[i + 2, j]), np.float64(plan[i + 3, j])
+        out[j] += w0 * k0 * k0 + w1 * k1 * k1 + w2 * k2 * k2 + w3 * k3 * k3
+
+
+@inlined
 def _dot(plan, i, v):
     s = 0.0
     for j in range(len(v)):
@@ -33,7 +43,7 @@ def _dot(plan, i, v):
     return s
 
 
-@kernel
+@inlined
 def _add(plan, i, s, out):
     for j in range(len(out)):
         out[j] += s * plan[i, j]
@@ -48,7 +58,7 @@ def relaxed(u, row_sum, relaxation):
 @kernel
 def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
     """u <- relaxed(u, K v), sums[0] += K' (a u): both half steps in one read of K. Returns the L1 error of the row sums."""
-    row_error, i = 0.0, low
+    row_error, i, columns = 0.0, low, sums[0]
     while i < high:
         if i + 4 <= high:
             s0, s1, s2, s3 = _dot4(plan, i, v)
@@ -56,13 +66,13 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
             u[i + 2], u[i + 3] = relaxed(u[i + 2], s2, relaxation), relaxed(u[i + 3], s3, relaxation)
             row_error += a[i] * abs(u[i] * s0 - 1.0) + a[i + 1] * abs(u[i + 1] * s1 - 1.0)
             row_error += a[i + 2] * abs(u[i + 2] * s2 - 1.0) + a[i + 3] * abs(u[i + 3] * s3 - 1.0)
-            _add4(plan, i, a[i] * u[i], a[i + 1] * u[i + 1], a[i + 2] * u[i + 2], a[i + 3] * u[i + 3], sums[0])
+            add4(plan, i, a[i] * u[i], a[i + 1] * u[i + 1], a[i + 2] * u[i + 2], a[i + 3] * u[i + 3], columns)
             i += 4
         else:
             s = _dot(plan, i, v)
             u[i] = relaxed(u[i], s, relaxation)
             row_error += a[i] * abs(u[i] * s - 1.0)
-            _add(plan, i, a[i] * u[i], sums[0])
+            _add(plan, i, a[i] * u[i], columns)
             i += 1
     return row_error
 
@@ -70,30 +80,34 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
 @kernel
 def laplacian_product(low, high, sums, plan, weights, x):
     """sums[0] += K' diag(weights) K x."""
-    i = low
+    i, columns = low, sums[0]
     while i < high:
         if i + 4 <= high:
             s0, s1, s2, s3 = _dot4(plan, i, x)
-            _add4(plan, i, weights[i] * s0, weights[i + 1] * s1, weights[i + 2] * s2, weights[i + 3] * s3, sums[0])
+            add4(plan, i, weights[i] * s0, weights[i + 1] * s1, weights[i + 2] * s2, weights[i + 3] * s3, columns)
             i += 4
         else:
-            _add(plan, i, weights[i] * _dot(plan, i, x), sums[0])
+            _add(plan, i, weights[i] * _dot(plan, i, x), columns)
             i += 1
     return 0.0
 
 
 @kernel
-def plan_moments(low, high, sums, plan, a, row_sums):
-    """Row sums r of the stored K, sums[0]_j += a_i K_ij, sums[1]_j += a_i K_ij^2 / r_i."""
-    m = plan.shape[1]
-    for i in range(low, high):
-        s = 0.0
-        for j in range(m):
-            s += np.float64(plan[i, j])
-        row_sums[i] = s
-        weight, squared = a[i], a[i] / s
-        for j in range(m):
-            k = np.float64(plan[i, j])
-            sums[0, j] += weight * k
-            sums[1, j] += squared * k * k
+def plan_moments(low, high, sums, plan, weights, v, row_sums):
+    """Row sums r = K v, sums[0]_j += w_i K_ij, sums[1]_j += w_i K_ij^2 / r_i."""
+    i, shares, columns, squares = low, np.empty(4), sums[0], sums[1]
+    while i < high:
+        if i + 4 <= high:
+            row_sums[i], row_sums[i + 1], row_sums[i + 2], row_sums[i + 3] = _dot4(plan, i, v)
+            add4(plan, i, weights[i], weights[i + 1], weights[i + 2], weights[i + 3], columns)
+            for r in range(4):
+                shares[r] = weights[i + r] / row_sums[i + r]
+            _add_squares4(plan, i, shares, squares)
+            i += 4
+        else:
+            row_sums[i] = _dot(plan, i, v)
+            _add(plan, i, weights[i], columns)
+            for j in range(len(v)):
+                squares[j] += weights[i] / row_sums[i] * plan[i, j] * plan[i, j]
+            i += 1
     return 0.0

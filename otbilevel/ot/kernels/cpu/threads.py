@@ -33,6 +33,11 @@ def _pool(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 -- the key: a forked 
     return ThreadPoolExecutor(available_threads() - 1, thread_name_prefix="otbilevel")
 
 
+def parts(n_rows: int, n_entries: int) -> int:
+    """Into how many threads that much work is shared out."""
+    return max(1, min(available_threads(), n_entries // ENTRIES_PER_THREAD, n_rows // 8))
+
+
 def over_rows(
     kernel: Callable[..., Any], n_rows: int, n_entries: int, accumulators: tuple[int, int], *args: Any
 ) -> tuple[np.ndarray, float]:
@@ -54,12 +59,12 @@ def over_rows(
     total : float
         The threads' return values added up.
     """
-    parts = max(1, min(available_threads(), n_entries // ENTRIES_PER_THREAD, n_rows // 8))
-    sums = np.zeros((parts, *accumulators))
-    if parts == 1:
+    n_parts = parts(n_rows, n_entries)
+    sums = np.zeros((n_parts, *accumulators))
+    if n_parts == 1:
         return sums[0], kernel(0, n_rows, sums[0], *args)
-    step = -(-n_rows // (4 * parts)) * 4  # whole groups of four rows, as the products take them
-    bounds = [(min(t * step, n_rows), min((t + 1) * step, n_rows)) for t in range(parts)]
+    step = -(-n_rows // (4 * n_parts)) * 4  # whole groups of four rows, as the products take them
+    bounds = [(min(t * step, n_rows), min((t + 1) * step, n_rows)) for t in range(n_parts)]
     pool = _pool(os.getpid())
     running = [pool.submit(kernel, low, high, sums[t], *args) for t, (low, high) in enumerate(bounds) if t > 0]
     total = kernel(*bounds[0], sums[0], *args)
