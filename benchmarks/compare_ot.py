@@ -10,20 +10,22 @@ Where otbilevel and its peers are installed (the dependency group `race`, or ``m
 
 Rules of the race:
 
-* Everyone gets the same dense cost in double precision. Before the clock starts, everyone may bring it into the form it wants (columns
-  first, a tensor), compile, and calibrate. `benchmarks/race/peers.py` says how each one is called and why.
-* The clock stops when a contestant has handed over its answer: the dense plan for POT, regot and geomloss; potentials, which are less
-  work, for mdot-tnt and OTT, which return these. For ours it stops at the dense plan, ``result.plan``; with ``--ours potentials`` at the
-  potentials.
-* Only the answer is judged, ours like theirs: NumPy computes the L1 error of both marginals of the plan handed over, or of the plan that
-  the potentials define. It must not exceed 1e-9. The objectives are compared, too, and deviations reported: marginals alone prove little.
-* A solve that takes longer than the budget counts as not converged ("x"). Who ran out of time in a cell sits out the harder ones
-  ("-"): the same family at the same or smaller reg and (but for random assignment) the same or larger size. Who fails with one thread
-  sits out the run with all of them.
-* The first solve in a cell is a warm-up, unless it takes seconds. Then all take turns, and the median counts: CPU seconds of the process
-  with one thread, wall seconds with all of them.
+* Everyone gets the same dense cost in double precision. Before the clock starts, everyone may bring it into the form it wants
+  (columns first, a tensor), compile, and calibrate. `benchmarks/race/peers.py` says how each one is called and why.
+* The clock stops when a contestant has handed over its answer: the dense plan for POT, regot and geomloss; potentials, which
+  are less work, for mdot-tnt and OTT, which return these. For ours it stops at the dense plan, ``result.plan``; with ``--ours
+  potentials`` at the potentials.
+* Only the answer is judged, ours like theirs: NumPy computes the L1 error of both marginals of the plan handed over, or of the
+  plan that the potentials define. It must not exceed 1e-9. The objectives are compared, too, and deviations reported: marginals
+  alone prove little.
+* A solve that takes longer than the budget counts as not converged ("x"). Who ran out of time in a cell sits out the harder
+  ones ("-"): the same family at the same or smaller reg and (but for random assignment) the same or larger size. Who fails with
+  one thread sits out the run with all of them.
+* The first solve in a cell is a warm-up, unless it takes seconds. Then all take turns, and the median counts: CPU seconds of
+  the process with one thread, wall seconds with all of them.
 * The ratio is the time of the best converging peer over ours. Exact transport (``ot.emd``) is counted separately.
-* Every library runs in a process of its own (`benchmarks/race/worker.py`), as thread counts are read once and a late solve must be ended.
+* Every library runs in a process of its own (`benchmarks/race/worker.py`), as thread counts are read once and a late solve must
+  be ended.
 
 The exit status is 1 when a method of otbilevel misses the tolerance.
 """
@@ -63,18 +65,26 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--group", nargs="+", default=["all"], choices=[*GROUPS, "all"], metavar="GROUP", help=" ".join([*GROUPS, "all"]))
+    parser.add_argument(
+        "--group", nargs="+", default=["all"], choices=[*GROUPS, "all"], metavar="GROUP", help=" ".join([*GROUPS, "all"])
+    )
     parser.add_argument("--quick", action="store_true", help="up to 1000 points, one seed, little time, one turn, one thread")
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), metavar="FAMILY", help="cells of your own instead of a group")
+    parser.add_argument(
+        "--families", nargs="+", choices=list(FAMILIES), metavar="FAMILY", help="cells of your own instead of a group"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[500, 1000], help="for --families")
     parser.add_argument("--regs", nargs="+", type=float, default=[1e-2, 1e-3], help="for --families")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="for --families")
     regularised = [row.name for row in METHODS if row.name != "exact"]
     parser.add_argument("--methods", nargs="+", default=["sns"], choices=regularised, metavar="METHOD", help="of solve_ot")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help="only peers whose names contain one of these; none after --peers")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="only peers whose names contain one of these; none after --peers"
+    )
     parser.add_argument("--ours", choices=("plan", "potentials"), default="plan", help="where the clock stops for solve_ot")
     parser.add_argument("--threads", nargs="+", type=int, help="one and all cores unless given; with --quick one")
-    parser.add_argument("--budget", type=float, help=f"seconds for a solve; {BUDGET:g}, with --quick {QUICK_BUDGET:g}, unless given")
+    parser.add_argument(
+        "--budget", type=float, help=f"seconds for a solve; {BUDGET:g}, with --quick {QUICK_BUDGET:g}, unless given"
+    )
     parser.add_argument("--turns", type=int, help=f"{TURNS}, with --quick {QUICK_TURNS}, unless given")
     parser.add_argument("--tables-from", nargs="+", type=pathlib.Path, metavar="JSON", help="measure nothing, read these files")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("race"), help="folder for results, tables and pictures")

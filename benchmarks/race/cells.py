@@ -39,8 +39,8 @@ class Cell:
     def harder_than(self, other: Cell) -> bool:
         """Whether someone who ran out of time on `other` would do so here.
 
-        Larger problems of one family and smaller regularisations only take longer, but for random assignment, where Sinkhorn's method
-        needs fewer iterations as n grows.
+        Larger problems of one family and smaller regularisations only take longer, but for random assignment, where
+        Sinkhorn's method needs fewer iterations as n grows.
         """
         if self.family != other.family or (self.size, self.reg) == (other.size, other.reg):
             return False
@@ -92,7 +92,7 @@ GROUPS = {
         ),
         Group(
             "images",
-            "28 x 28 pixels, reg 1/1200: at least 20 times faster than the best peer for the squared Euclidean cost, 12 times for L1",
+            "28 x 28 pixels, reg 1/1200: at least 20 times faster than the best peer for squared Euclidean costs, 12 times for L1",
             grid(("image-w2", "image-w1"), (784,), (PAPER_REG,), range(3)),
         ),
         Group(

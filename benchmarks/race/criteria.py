@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.race.cells import CLOUDS, GROUPS, Cell
+from benchmarks.race.cells import GROUPS, Cell
 from benchmarks.race.peers import TOLERANCE
 from benchmarks.race.records import OK, SLOW, WRONG, Record, Run
 
@@ -177,7 +177,9 @@ def judge_exact(run: Run) -> Iterator[Verdict]:
         if one is not None and all_ is not None and most > 1 and one.outcome == all_.outcome == OK and one.wall and all_.wall:
             gains.append(one.wall / all_.wall)
     promise = "all threads, from n = 2000 on: at least 1.6 times less wall time"
-    measured = f"smallest {min(gains):.2f}, geometric mean {statistics.geometric_mean(gains):.2f} with {most} threads" if gains else "-"
+    measured = (
+        f"smallest {min(gains):.2f}, geometric mean {statistics.geometric_mean(gains):.2f} with {most} threads" if gains else "-"
+    )
     yield Verdict(promise, measured, min(gains) >= 1.6 if gains else None)
 
 
@@ -201,5 +203,3 @@ JUDGES: dict[str, Callable[[Run], Iterator[Verdict]]] = {
     "extreme": judge_extreme,
 }
 """One function for each group of `GROUPS`."""
-FOR_CURVES = CLOUDS[0], "assignment"
-"""The families whose growth with n and 1/reg is fitted and drawn."""

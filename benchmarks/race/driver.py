@@ -170,7 +170,7 @@ class Driver:
             if self.run.find(cell, contestant.name, self.threads) is not None:
                 continue
             record = self.enter(cell, contestant)
-            self.run.records.append(record)
+            self.run.add(record)
             if record.outcome == OK:
                 running.append((contestant, record))
         for _ in range(self.turns):

@@ -1,7 +1,7 @@
 """How each contestant is called. One function each: everything that may happen before the clock starts, then a closure to time.
 
-A function takes the problem, the regularisation and the budget in seconds. It returns `solve`, which is timed and returns an `Answer`.
-What suits a contestant best is explained where it is set. Libraries are imported inside, as each worker process loads only one.
+A function takes the problem, the regularisation and the budget in seconds, and returns `solve`, which is timed and returns an
+`Answer`. What suits a contestant best is explained where it is set. Libraries are imported inside, as each worker process loads only one.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def regot(problem: TransportProblem, reg: float, budget: float, *, solver: str) 
 
 
 def mdot(problem: TransportProblem, reg: float, budget: float) -> Solve:  # noqa: ARG001 -- stopped from outside
-    """Its accuracy at the inverse temperature gamma is H / gamma^p, H the smaller entropy: p is chosen such that this is the tolerance.
+    """Its accuracy at inverse temperature gamma is H / gamma^p, with the smaller entropy H: p is chosen to meet the tolerance.
 
     `solve_OT` fixes p = 1.5, hence the core function. It returns potentials, at which the clock stops.
     """
@@ -158,7 +158,7 @@ def mdot(problem: TransportProblem, reg: float, budget: float) -> Solve:  # noqa
 def ott(problem: TransportProblem, reg: float, budget: float, *, momentum: dict[str, float]) -> Solve:  # noqa: ARG001
     """Compiled for the shapes at hand before the clock starts; in double precision; potentials are returned, at which it stops.
 
-    OTT tests one marginal every ten iterations. With over-relaxation (momentum) the other one is not exact: half the tolerance each.
+    OTT tests one marginal every ten iterations. With over-relaxation the other one is not exact: half the tolerance each.
     """
     import jax  # noqa: PLC0415
 
@@ -260,4 +260,4 @@ PEERS = (
     Contestant("geomloss", "geomloss", "geomloss", geomloss),
     Contestant("POT emd", "POT", "ot", pot_emd, exact=True),
 )
-"""Everyone else. Not here, as others of the same library are always ahead: greenkhorn, epsilon scaling, block coordinate descent."""
+"""Everyone else. Left out, as others of the same library are ahead: greenkhorn, epsilon scaling, block coordinate descent."""

@@ -17,7 +17,7 @@ from benchmarks.race.cells import Cell
 from benchmarks.race.peers import PEERS, TOLERANCE
 
 OK, SLOW, WRONG, CRASHED, SKIPPED = "ok", "over budget", "not converged", "failed", "not run"
-"""How it went: a cell counts as solved for OK only. SKIPPED: it ran out of the budget in an easier cell, or failed with one thread."""
+"""How it went; only OK counts as solved. SKIPPED: it ran out of the budget in an easier cell, or failed with one thread."""
 
 
 @dataclass
@@ -75,15 +75,17 @@ class Run:
     methods: list[str]
     records: list[Record] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._by_key = {(r.cell, r.contestant, r.threads): r for r in self.records}
+
+    def add(self, record: Record) -> None:
+        """Take in a record."""
+        self.records.append(record)
+        self._by_key[record.cell, record.contestant, record.threads] = record
+
     def find(self, cell: Cell, contestant: str, threads: int) -> Record | None:
         """The record, if there is one."""
-        return self._index().get((cell, contestant, threads))
-
-    def _index(self) -> dict[tuple[Cell, str, int], Record]:
-        if getattr(self, "_indexed", 0) != len(self.records):
-            self._by_key = {(r.cell, r.contestant, r.threads): r for r in self.records}
-            self._indexed = len(self.records)
-        return self._by_key
+        return self._by_key.get((cell, contestant, threads))
 
     @property
     def ours(self) -> str:
@@ -110,19 +112,17 @@ class Run:
         """Read one or more files. Where two measured the same, the later file counts."""
         merged: dict[tuple[Cell, str, int], Record] = {}
         groups: dict[str, None] = {}
-        run = None
+        data = None
         for path in paths:
             data = json.loads(path.read_text(encoding="utf-8"))
             groups |= dict.fromkeys(data["groups"])
             for entry in data.pop("records"):
                 record = Record(**entry | {"cell": Cell(**entry["cell"])})
                 merged[record.cell, record.contestant, record.threads] = record
-            run = cls(**data)
-        if run is None:
+        if data is None:
             msg = "there is no file to read"
             raise ValueError(msg)
-        run.groups, run.records = list(groups), list(merged.values())
-        return run
+        return cls(**data | {"groups": list(groups), "records": list(merged.values())})
 
 
 def environment(settings: dict[str, Any]) -> dict[str, Any]:

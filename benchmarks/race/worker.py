@@ -1,4 +1,4 @@
-"""A process in which the contestants of one library solve, told by lines of JSON what to do: ``python -m benchmarks.race.worker LIBRARY``.
+"""The process in which the contestants of one library solve: ``python -m benchmarks.race.worker LIBRARY``, told by lines of JSON.
 
 A process of its own, because thread counts are read when a library loads, because a solve that exceeds its budget can only be ended
 from outside, and because CPU time is then that of one contestant, all its threads included.
@@ -42,7 +42,7 @@ def main() -> int:
         request = json.loads(line)
         try:
             server.act(request)
-        except Exception as error:  # noqa: BLE001 -- a peer may raise anything; it counts as a failure
+        except Exception as error:  # a peer may raise anything; it counts as a failure
             traceback.print_exc()
             server.say(event="failed", reason=f"{type(error).__name__}: {error}"[:200])
     return 0
