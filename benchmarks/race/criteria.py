@@ -86,13 +86,13 @@ def at_least(run: Run, what: str, cells: Iterable[Cell], least: float, peers: It
         return Verdict(promise, "-", None)
     smallest = min(found, key=lambda r: r.value)
     kept = smallest.value >= least and len(failures(run, cells)) == 0
-    measured = f"smallest {show(smallest)}, geometric mean {mean(found):.1f} ({len(found)} of {len(cells)} cells)"
+    measured = f"smallest {show(smallest)}, geometric mean {mean(found):.3g} ({len(found)} of {len(cells)} cells)"
     return Verdict(promise, measured, kept)
 
 
 def show(found: Ratio) -> str:
     """The number, as a bound where it is one."""
-    return f"{'' if found.peer else '> '}{found.value:.1f}"
+    return f"{'' if found.peer else '> '}{found.value:.3g}"
 
 
 def mean(found: Iterable[Ratio]) -> float:

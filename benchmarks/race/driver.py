@@ -28,6 +28,8 @@ JUDGING = 5.0
 """Seconds that the judgement of a large plan may take in addition."""
 LONG_ENOUGH = 3.0
 """Seconds from which on a first solve is no mere warm-up, and after which a cell need not be repeated."""
+ENOUGH_SEEDS = 2
+"""Who ran out of time for so many seeds, and for no other one converged, need not try the next."""
 BURST = 0.1, 5
 """Solves in a turn: until these many seconds are over, but not more than that many."""
 
@@ -206,18 +208,23 @@ class Driver:
         return record
 
     def hopeless(self, cell: Cell, contestant: Contestant) -> bool:
-        """Whether it failed here with one thread, or in an easier cell on account of time. Ours always runs."""
+        """Whether it failed here with one thread, or out of time in an easier cell or for two other seeds. Ours always runs."""
         if contestant.library == "otbilevel":
             return False
         mine = [r for r in self.run.records if r.contestant == contestant.name]
         if any(r.cell == cell and r.threads < self.threads and r.outcome != OK for r in mine):
             return True
-        easier = {}
+        alike: list[bool] = []
+        easier: dict[tuple[int, float], list[bool]] = {}
         for r in mine:
-            if r.threads == self.threads and cell.harder_than(r.cell) and r.outcome != SKIPPED:
-                late = r.outcome == SLOW or (r.outcome == WRONG and (r.wall or 0.0) > 0.5 * self.budget)
+            if r.threads != self.threads or r.outcome == SKIPPED:
+                continue
+            late = r.outcome == SLOW or (r.outcome == WRONG and (r.wall or 0.0) > 0.5 * self.budget)
+            if cell.harder_than(r.cell):
                 easier.setdefault((r.cell.size, r.cell.reg), []).append(late)
-        return any(all(late) for late in easier.values())
+            elif (r.cell.family, r.cell.size, r.cell.reg) == (cell.family, cell.size, cell.reg):
+                alike.append(late)
+        return any(all(late) for late in easier.values()) or (len(alike) >= ENOUGH_SEEDS and all(alike))
 
     def take_turn(self, cell: Cell, contestant: Contestant, record: Record) -> None:
         """Solve a few times; those who are slow need not come again."""

@@ -16,20 +16,9 @@ import numpy as np
 from benchmarks.race.cells import Cell
 from benchmarks.race.records import OK, Run
 
-COLOURS = (
-    "#d1495b",
-    "#00798c",
-    "#edae49",
-    "#30638e",
-    "#6a994e",
-    "#8d6a9f",
-    "#a26769",
-    "#5c677d",
-    "#b5838d",
-    "#3a5a40",
-    "#bc6c25",
-    "#495057",
-)
+COLOURS = {"otbilevel": "#d1495b", "POT": "#00798c", "regot": "#6a994e", "mdot": "#8d6a9f", "OTT": "#e08e00", "geomloss": "#6c757d"}
+DASHES = ("-", "--", ":", "-.")
+"""A library has a colour, and its contestants have their dashes."""
 CURVES = ("cloud-2d", "cloud-10d", "assignment")
 """The families whose growth is drawn, a panel for each."""
 REGS_DRAWN = (1e-2, 1e-3)
@@ -67,14 +56,19 @@ def draw(run: Run, folder: pathlib.Path) -> list[Picture]:
 
 
 def styles(run: Run) -> dict[str, dict[str, Any]]:
-    """A colour for everyone, the same in all pictures; ours heavier."""
-    names = [*run.methods, *run.peers(exact=False), *run.peers(exact=True)]
+    """The same in all pictures; ours heavier."""
     looks: dict[str, dict[str, Any]] = {}
-    for k, name in enumerate(names):
+    seen = dict.fromkeys(COLOURS, 0)
+    for name in [*run.methods, *run.peers(exact=False), *run.peers(exact=True)]:
+        library = name.split(" ", 1)[0]
         heavy = name in run.methods
-        looks[name] = {"color": COLOURS[k % len(COLOURS)], "linewidth": 2.4 if heavy else 1.2, "zorder": 3 if heavy else 2}
-        if k >= len(COLOURS):
-            looks[name]["linestyle"] = "--"
+        looks[name] = {
+            "color": COLOURS[library],
+            "linestyle": DASHES[seen[library] % len(DASHES)],
+            "linewidth": 2.4 if heavy else 1.3,
+            "zorder": 3 if heavy else 2,
+        }
+        seen[library] += 1
     return looks
 
 

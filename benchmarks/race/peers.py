@@ -1,7 +1,8 @@
 """How each contestant is called. One function each: everything that may happen before the clock starts, then a closure to time.
 
 A function takes the problem, the regularisation and the budget in seconds, and returns `solve`, which is timed and returns an
-`Answer`. What suits a contestant best is explained where it is set. Libraries are imported inside, as each worker process loads only one.
+`Answer`. What suits a contestant best is explained where it is set. Libraries are imported inside, as each worker process loads
+only one.
 """
 
 from __future__ import annotations
@@ -149,8 +150,9 @@ def mdot(problem: TransportProblem, reg: float, budget: float) -> Solve:  # noqa
     exponent = max(1.5, math.log(entropy / (0.8 * TOLERANCE)) / math.log(1.0 / reg))
 
     def solve() -> Answer:
-        u, v, gamma, passes, _ = function(a, b, cost, 1.0 / reg, p=exponent)
-        return Answer(lambda: np.exp(u.numpy()[:, None] + v.numpy() - gamma * problem.C), {"nit": int(passes)})
+        # Where a projection fails, it returns the potentials of an earlier temperature: with the one asked for they are found out.
+        u, v, _, passes, _ = function(a, b, cost, 1.0 / reg, p=exponent)
+        return Answer(lambda: np.exp(u.numpy()[:, None] + v.numpy() - problem.C / reg), {"nit": int(passes)})
 
     return solve
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import otbilevel
 from benchmarks.race.cells import Cell
 from benchmarks.race.peers import PEERS, TOLERANCE
 
@@ -127,8 +128,8 @@ class Run:
 
 def environment(settings: dict[str, Any]) -> dict[str, Any]:
     """Machine, date, versions and settings."""
-    libraries = ("otbilevel", "numpy", "scipy", "numba", "torch", "jax", *dict.fromkeys(peer.library for peer in PEERS))
-    versions = {}
+    libraries = ("numpy", "scipy", "numba", "torch", "jax", *dict.fromkeys(peer.library for peer in PEERS))
+    versions = {"otbilevel": otbilevel.__version__}
     for name in libraries:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -160,7 +160,7 @@ def deviations(run: Run) -> Iterator[str]:
 def pictured(pictures: Iterable[Picture]) -> Iterator[str]:
     for picture in pictures:
         yield from (f"### {picture.title}", "", f"![{picture.title}]({picture.file})", "")
-        if picture.head:
+        if picture.rows:
             yield from table_head(list(picture.head))
             yield from (table_row(list(row)) for row in picture.rows)
             yield ""

@@ -86,7 +86,7 @@ class Server:
                 self.prepared[self.key] = contestant.prepare(problem, cell.reg, request["budget"])
             self.say(event="ready", n=list(problem.C.shape))
         elif request["do"] == "solve":
-            self.time_solve(judge=request["judge"])
+            self.run_clock(judge=request["judge"])
         else:
             self.problem_key = self.problem = None
             self.prepared.clear()
@@ -99,7 +99,7 @@ class Server:
             self.problem_key, self.problem = key, FAMILIES[cell.family](cell.size, cell.seed)
         return self.problem
 
-    def time_solve(self, *, judge: bool) -> None:
+    def run_clock(self, *, judge: bool) -> None:
         """Solve once. Only the call of `solve` is timed."""
         assert self.problem is not None
         solve = self.prepared[self.key]
