@@ -120,13 +120,9 @@ class Quality:
 
 
 def cells_of_the_race() -> dict[str, Cell]:
-    """One size, the largest of a quick run, and one seed of every group; by label."""
-    chosen = {}
-    for group in GROUPS.values():
-        cells = group.quick().cells
-        largest = max(cell.size for cell in cells)
-        chosen |= {f"{cell.label} reg={cell.reg:.3g}": cell for cell in cells if cell.size == largest}
-    return chosen
+    """One size and one seed of every group; by label."""
+    cells = (cell for group in GROUPS.values() for size in (SIZE, 784) for cell in group.at(size))
+    return {f"{cell.label} reg={cell.reg:.3g}": cell for cell in cells}
 
 
 CELLS = cells_of_the_race()

@@ -68,7 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--group", nargs="+", default=["all"], choices=[*GROUPS, "all"], metavar="GROUP", help=" ".join([*GROUPS, "all"])
     )
-    parser.add_argument("--quick", action="store_true", help="up to 1000 points, one seed, little time, one turn, one thread")
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest cells of a group, one seed, little time, one turn, one thread"
+    )
     parser.add_argument(
         "--families", nargs="+", choices=list(FAMILIES), metavar="FAMILY", help="cells of your own instead of a group"
     )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PAPER_REG = 1.0 / 1200.0
 """The regularisation of the experiments in arXiv:2401.12253."""
-QUICK_SIZE = 1000
-"""The largest size in a quick run."""
 
 
 @dataclass(frozen=True, order=True)
@@ -68,10 +66,12 @@ class Group:
     only_exact: bool = False
 
     def quick(self) -> Group:
-        """The smaller cells, of one seed."""
-        first = min(cell.seed for cell in self.cells)
-        cells = tuple(cell for cell in self.cells if cell.size <= QUICK_SIZE and cell.seed == first)
-        return Group(self.name, self.promise, cells, self.only_exact)
+        """The smallest cells only, of one seed."""
+        return replace(self, cells=self.at(min(cell.size for cell in self.cells)))
+
+    def at(self, size: int) -> tuple[Cell, ...]:
+        """The cells of a size, of the first seed."""
+        return tuple(cell for cell in self.cells if (cell.size, cell.seed) == (size, self.cells[0].seed))
 
 
 def grid(families: Iterable[str], sizes: Iterable[int], regs: Iterable[float], seeds: Iterable[int] = (0,)) -> tuple[Cell, ...]:

@@ -118,7 +118,8 @@ class Run:
             data = json.loads(path.read_text(encoding="utf-8"))
             groups |= dict.fromkeys(data["groups"])
             for entry in data.pop("records"):
-                record = Record(**entry | {"cell": Cell(**entry["cell"])})
+                times = [(cpu, wall) for cpu, wall in entry["times"]]
+                record = Record(**entry | {"cell": Cell(**entry["cell"]), "times": times})
                 merged[record.cell, record.contestant, record.threads] = record
         if data is None:
             msg = "there is no file to read"
