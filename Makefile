@@ -4,20 +4,22 @@
 PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
+RACE_ARGS ?=
 PIP_VERSION := 25.3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench race clean
 
 help:
 	@echo "make demo   run examples/colour_transfer.py"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   build the documentation into docs/_build/html"
-	@echo "make bench  run the benchmarks quickly, and the comparison with POT"
+	@echo "make bench  run the benchmarks quickly, and the race with POT"
+	@echo "make race   race with every peer, for hours; RACE_ARGS=--quick for minutes"
 	@echo "make clean  remove caches, compiled kernels and build products"
 
 demo: $(VENV)/demo.stamp
@@ -38,7 +40,10 @@ docs: $(VENV)/docs.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/asv machine --yes > /dev/null
 	$(BIN)/asv run --quick --python=same --show-stderr
-	$(BIN)/python benchmarks/compare_pot.py --quick
+	$(BIN)/python benchmarks/compare_ot.py --quick --output build/race
+
+race: $(VENV)/race.stamp
+	$(BIN)/python benchmarks/compare_ot.py --output build/race $(RACE_ARGS)
 
 # numba keeps its compiled kernels (*.nbi, *.nbc) in __pycache__.
 clean:

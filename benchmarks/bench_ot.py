@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import otbilevel
+from benchmarks.race.cells import GROUPS, Cell
 from otbilevel.ot.methods import METHODS
 from otbilevel.ot.row_plan import StoredPlan, Work
 from otbilevel.testing import FAMILIES
@@ -116,6 +117,53 @@ class Quality:
     track_marginal_error.unit = "L1 error"
     track_gap.unit = track_gap_exact.unit = "cost"
     track_nsweep.unit = "sweeps"
+
+
+def cells_of_the_race() -> dict[str, Cell]:
+    """One size and one seed of every group; by label."""
+    cells = (cell for group in GROUPS.values() for size in (SIZE, 784) for cell in group.at(size))
+    return {f"{cell.label} reg={cell.reg:.3g}": cell for cell in cells}
+
+
+CELLS = cells_of_the_race()
+
+
+class Cells:
+    """The cells that `compare_ot.py` makes promises about, for the method that is to keep them."""
+
+    params = (list(CELLS),)
+    param_names = ("cell",)
+    method = "sns"
+
+    def setup(self, label: str) -> None:
+        self.cell = CELLS[label]
+        self.arguments = arrays(self.cell.family, self.cell.size)
+        self.result = self.solve()
+
+    def solve(self) -> otbilevel.OTResult:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", otbilevel.ConvergenceWarning)  # track_marginal_error tells
+            return solve(self.arguments, self.method, self.cell.reg)
+
+    def time_solve(self, label: str) -> None:  # noqa: ARG002
+        self.solve()
+
+    def time_plan(self, label: str) -> None:  # noqa: ARG002
+        self.solve().plan  # noqa: B018 -- computed on access
+
+    def track_nsweep(self, label: str) -> float:  # noqa: ARG002
+        return self.result.nsweep
+
+    def track_nit_newton(self, label: str) -> float:  # noqa: ARG002
+        return self.result.nit_newton
+
+    def track_marginal_error(self, label: str) -> float:  # noqa: ARG002
+        a, b, _ = self.arguments
+        return float(np.abs(self.result.plan.sum(axis=1) - a).sum() + np.abs(self.result.plan.sum(axis=0) - b).sum())
+
+    track_nsweep.unit = "sweeps"
+    track_nit_newton.unit = "steps"
+    track_marginal_error.unit = "L1 error"
 
 
 class Backends:

@@ -22,7 +22,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "generated", "gallery/*.md5"]
+exclude_patterns = ["_build", "generated", "gallery/*.md5", "race"]  # race is included by benchmarks.md
 default_role = "code"
 nitpicky = True
 nitpick_ignore_regex = [(r"py:obj", r".*")]  # made by numpydoc from the names of attributes

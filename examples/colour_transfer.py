@@ -170,7 +170,7 @@ def print_table(runs: dict[str, Run], figures: dict[str, dict[str, float]]) -> N
     for label, cells in rows.items():
         print(f"{label:24}" + "".join(f"{cell:>24}" for cell in cells))
     print("\nOne run each by the clock, after a warm-up on a small problem (numba compiles there).")
-    print("Other work on the machine distorts the ratio; benchmarks/compare_pot.py repeats its runs.")
+    print("Other work on the machine distorts the ratio; benchmarks/compare_ot.py repeats its runs.")
     for name, run in runs.items():
         if run.note:
             print(f"{name} warned: {run.note}")

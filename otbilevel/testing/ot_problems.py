@@ -170,6 +170,7 @@ def mixture(size: int, seed: int, *, dim: int) -> TransportProblem:
 FAMILIES: dict[str, Callable[[int, int], TransportProblem]] = {
     "assignment": assignment,
     "cloud-2d": partial(cloud, dim=2),
+    "cloud-3d": partial(cloud, dim=3),
     "cloud-10d": partial(cloud, dim=10),
     "image-w2": partial(image, order=2),
     "image-w1": partial(image, order=1),
