@@ -13,6 +13,9 @@ from otbilevel.ot.sinkhorn import scale
 
 CLIP = 6.0
 """Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
+PROGRESS = 0.9
+"""A clipped step of full length that leaves more than this of the error doubles the clip for the next one: a weakly tied component
+has far to go before its mass can flow."""
 SMOOTHING_PASSES = 3
 """Scaling passes after a step that was cut."""
 SMOOTHABLE = 1e-6
@@ -51,7 +54,7 @@ class NewtonRule:
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
     """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
     b = run.problem.b
-    errors = [run.error(plan)]
+    errors, clip = [run.error(plan)], CLIP
     run.offer(plan)
     for step in range(rule.max_steps):
         if errors[-1] <= rule.tol or run.stopped or rule.abandon() or not math.isfinite(errors[-1]):
@@ -59,7 +62,7 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
             return
         start, reg = plan.g, plan.reg
-        direction, clipped = _direction(plan, errors[-1], rule, run)
+        direction, clipped = _direction(plan, errors[-1], clip, rule, run)
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
             plan.sweep(start, reg, single=rule.single)
@@ -69,11 +72,13 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
             plan.sweep(g, reg, single=rule.single)
         errors.append(run.error(plan))
+        stuck = clipped and length == 1.0 and errors[-1] > PROGRESS * errors[-2]
+        clip = 2.0 * clip if stuck else CLIP
         run.nit_newton += 1
         run.report(plan)
 
 
-def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple[Array, bool]:
+def _direction(plan: RowPlan, error: float, clip: float, rule: NewtonRule, run: Run) -> tuple[Array, bool]:
     """Solve L x = b - c to an accuracy that suits the present error; return reg x, and whether it had to be clipped."""
     xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
@@ -82,8 +87,8 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
     d = x - xp.sort(x)[b.shape[0] // 2]  # the gauge in which most potentials stay
-    clipped = float(xp.max(xp.abs(d))) > CLIP
-    return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped
+    clipped = float(xp.max(xp.abs(d))) > clip
+    return plan.reg * (xp.clip(d, -clip, clip) if clipped else d), clipped
 
 
 def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:
@@ -95,7 +100,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
     start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))
     if not slope > 0:
         return 0.0
-    low, slope_low, high, slope_high, length = 0.0, slope, 0.0, 0.0, 1.0
+    low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
         plan.sweep(start + length * d, plan.reg, single=rule.single)
         trial = float(xp.vecdot(b - plan.column_sums, d))
@@ -105,5 +110,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
             low, slope_low = length, trial
         else:
             high, slope_high = length, trial
-        length = low + (high - low) * min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
+        # The secant creeps where the slope falls off a cliff, as it does between weakly tied components: then bisect.
+        share = 0.5 if trial * previous > 0 else min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
+        length, previous = low + (high - low) * share, trial
     return 0.0

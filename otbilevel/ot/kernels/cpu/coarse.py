@@ -23,7 +23,7 @@ STRENGTH = 0.03
 """A column joins a cluster when its entry in the row that founds it is at least this share of the largest."""
 UNCLAIMED = 0.1
 """A row founds a cluster when columns outside of all clusters hold at least this share of it."""
-MOST_CLUSTERS = 400
+MOST_CLUSTERS = 600
 """With more of them the direct solve costs more than it saves."""
 WEAKEST_TIE = 1e-7
 """Ties below this share of a cluster's weight are left to the iteration: the inverse would drown in their rounding."""
@@ -109,7 +109,7 @@ def build(plan: Any, weights: np.ndarray, columns: np.ndarray) -> Coarse:
     n, m = len(weights), len(columns)
     labels = np.empty(m, np.int64)
     count = find_clusters(plan, n, columns, labels)
-    if not 1 < count <= min(MOST_CLUSTERS, m // 2):
+    if not 1 < count <= min(MOST_CLUSTERS, 2 * m // 3):
         return nothing(m)
     sums = np.zeros((n, count))
     sum_clusters(plan, columns, labels, sums)
