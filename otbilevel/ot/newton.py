@@ -13,9 +13,6 @@ from otbilevel.ot.sinkhorn import scale
 
 CLIP = 6.0
 """Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
-PROGRESS = 0.9
-"""A clipped step of full length that leaves more than this of the error doubles the clip for the next one: a weakly tied component
-has far to go before its mass can flow."""
 SMOOTHING_PASSES = 3
 """Scaling passes after a step that was cut."""
 SMOOTHABLE = 1e-6
@@ -54,7 +51,7 @@ class NewtonRule:
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
     """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
     b = run.problem.b
-    errors, clip = [run.error(plan)], CLIP
+    errors = [run.error(plan)]
     run.offer(plan)
     for step in range(rule.max_steps):
         if errors[-1] <= rule.tol or run.stopped or rule.abandon() or not math.isfinite(errors[-1]):
@@ -62,7 +59,7 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
             return
         start, reg = plan.g, plan.reg
-        direction, clipped = _direction(plan, errors[-1], clip, rule, run)
+        direction, clipped = _direction(plan, errors[-1], rule, run)
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
             plan.sweep(start, reg, single=rule.single)
@@ -72,13 +69,11 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
             plan.sweep(g, reg, single=rule.single)
         errors.append(run.error(plan))
-        stuck = clipped and length == 1.0 and errors[-1] > PROGRESS * errors[-2]
-        clip = 2.0 * clip if stuck else CLIP
         run.nit_newton += 1
         run.report(plan)
 
 
-def _direction(plan: RowPlan, error: float, clip: float, rule: NewtonRule, run: Run) -> tuple[Array, bool]:
+def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple[Array, bool]:
     """Solve L x = b - c to an accuracy that suits the present error; return reg x, and whether it had to be clipped."""
     xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
@@ -87,8 +82,8 @@ def _direction(plan: RowPlan, error: float, clip: float, rule: NewtonRule, run: 
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
     d = x - xp.sort(x)[b.shape[0] // 2]  # the gauge in which most potentials stay
-    clipped = float(xp.max(xp.abs(d))) > clip
-    return plan.reg * (xp.clip(d, -clip, clip) if clipped else d), clipped
+    clipped = float(xp.max(xp.abs(d))) > CLIP
+    return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped
 
 
 def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:
