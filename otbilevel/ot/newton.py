@@ -111,7 +111,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
     start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))
     if not slope > 0:
         return 0.0
-    low, slope_low, high, slope_high, length = 0.0, slope, 0.0, 0.0, 1.0
+    low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
         plan.sweep(start + length * d, plan.reg, single=rule.single)
         trial = float(xp.vecdot(b - plan.column_sums, d))
@@ -121,5 +121,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
             low, slope_low = length, trial
         else:
             high, slope_high = length, trial
-        length = low + (high - low) * min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
+        # The secant creeps where the slope falls off a cliff, as it does between weakly tied components: then bisect.
+        share = 0.5 if trial * previous > 0 else min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
+        length, previous = low + (high - low) * share, trial
     return 0.0

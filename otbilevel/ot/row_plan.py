@@ -190,6 +190,7 @@ class StoredPlan(RowPlan):
         self._reach = reach
         self._stores_single = single
         self.complete = complete
+        self._coarse: Any = None  # what the last solve leaves to the next one
 
     @classmethod
     def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
@@ -243,7 +244,7 @@ class StoredPlan(RowPlan):
         if compiled is None:
             return super().solve(laplacian, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
         operator = self._k, laplacian.weights, self._columns, laplacian.degree, laplacian.inverse_diagonal
-        x, nit = compiled(*operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
+        x, nit, self._coarse = compiled(*operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, coarse=self._coarse)
         self.work.products += nit
         return x, nit
 

@@ -95,15 +95,15 @@ def test_conjugate_gradients_know_their_end(sparse, n_parts, monkeypatch):
         plan = kernels.ActivePlan(pattern, dense.ravel())
     operator = plan, a / r, ones, degree, 1 / (degree - squares)
     settings = {"tol": 1e-9, "max_iter": 100, "interrupt": lambda: False}
-    x, nit = kernels.solve_laplacian(*operator, np.zeros(17), **settings)
+    x, nit, _ = kernels.solve_laplacian(*operator, np.zeros(17), **settings)
     assert (nit, np.abs(x).max()) == (0, 0.0)
     right = rng.standard_normal(17)
     right -= degree * right.sum() / degree.sum()
-    x, nit = kernels.solve_laplacian(*operator, right, **settings)
+    x, nit, _ = kernels.solve_laplacian(*operator, right, **settings)
     exact = dense.astype(np.float64)
     np.testing.assert_allclose(degree * x - exact.T @ (a / r * (exact @ x)), right, atol=1e-7)
     assert 1 < nit < 30
-    x, nit = kernels.solve_laplacian(*operator, degree, **settings)
+    x, nit, _ = kernels.solve_laplacian(*operator, degree, **settings)
     assert nit < 100
     assert np.isfinite(x).all()
 

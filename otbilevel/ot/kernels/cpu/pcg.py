@@ -1,6 +1,7 @@
 """Conjugate gradients on the Laplacian of a stored plan, compiled as one loop: at n = 500 half of an interpreted step is overhead.
 
-L = diag(degree) - V K' diag(weights) K V with V = diag(columns) is preconditioned by its diagonal. `linalg.cg` is the truth.
+L = diag(degree) - V K' diag(weights) K V with V = diag(columns) is preconditioned by its diagonal, and where that takes
+long by a coarse space in addition. `linalg.cg` is the truth.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
 from otbilevel.ot.kernels.cpu import active, stored
+from otbilevel.ot.kernels.cpu.coarse import Coarse, build, nothing
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
 ENTRIES_PER_ASK = 20_000_000
 """Work between two looks at the clock: some three milliseconds."""
+PATIENCE = 40
+"""Steps after which a (new) coarse space pays."""
 
 
 def add_product(plan, weights, x, sums):
@@ -34,8 +38,24 @@ def _add_product(plan, weights, x, sums):  # noqa: ARG001 -- numba wants the sam
 
 
 @kernel
-def advance(product, degree, inverse_diagonal, x, r, p, rz):
-    """One step, given M p of L = diag(degree) - M; overwrites `product`, x, r and p.
+def precondition(r, inverse_diagonal, coarse, out):
+    """out <- M^-1 r, see `coarse`."""
+    labels, inverse = coarse
+    count = len(inverse)
+    sums = np.zeros(count)
+    for j in range(len(r)):
+        sums[labels[j]] += r[j]
+    corrections = np.zeros(count)
+    for k in range(count):
+        for j in range(count):
+            corrections[j] += inverse[k, j] * sums[k]
+    for j in range(len(r)):
+        out[j] = inverse_diagonal[j] * r[j] + corrections[labels[j]]
+
+
+@kernel
+def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
+    """One step, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
 
     Returns r'z and the L1 norm of r after it. The norm is -1, and nothing moved, where the curvature is not above its rounding.
     """
@@ -53,15 +73,18 @@ def advance(product, degree, inverse_diagonal, x, r, p, rz):
         x[j] += alpha * p[j]
         r[j] -= alpha * product[j]
         size += abs(r[j])
-        following += r[j] * inverse_diagonal[j] * r[j]
+    z = product
+    precondition(r, inverse_diagonal, coarse, z)
+    for j in range(len(p)):
+        following += r[j] * z[j]
     beta = following / rz
     for j in range(len(p)):
-        p[j] = inverse_diagonal[j] * r[j] + beta * p[j]
+        p[j] = z[j] + beta * p[j]
     return following, size
 
 
 @kernel
-def steps(most, target, plan, weights, columns, degree, inverse_diagonal, x, r, p, rz, size):
+def steps(most, target, plan, weights, columns, degree, inverse_diagonal, coarse, x, r, p, rz, size):
     """Up to `most` steps until the L1 norm of r is at most `target`. Returns their number, r'z and the norm as `advance` does."""
     scaled, sums = np.empty(len(p)), np.empty((1, len(p)))
     done = 0
@@ -71,7 +94,7 @@ def steps(most, target, plan, weights, columns, degree, inverse_diagonal, x, r, 
         add_product(plan, weights, scaled, sums)
         for j in range(len(p)):
             sums[0, j] *= columns[j]
-        rz, size = advance(sums[0], degree, inverse_diagonal, x, r, p, rz)
+        rz, size = advance(sums[0], degree, inverse_diagonal, coarse, x, r, p, rz)
         done += 1
     return done, rz, size
 
@@ -89,19 +112,30 @@ def solve(
     tol: float,
     max_iter: int,
     interrupt: Callable[[], bool],
-) -> tuple[np.ndarray, int]:
+    coarse: Coarse | None = None,
+) -> tuple[np.ndarray, int, Coarse]:
     """Solve L x = b until the L1 norm of the residual is `tol` times that of b, at most `max_iter` steps, or `interrupt()`.
 
-    `threaded(y)` is K' diag(weights) K y by several threads, None when one is enough. Returns x and the number of steps.
+    `threaded(y)` is K' diag(weights) K y by several threads, None when one is enough. `coarse` comes from an earlier solve;
+    one that takes more than `PATIENCE` steps makes a new one and goes on with that. Returns x, the number of steps, and
+    the coarse space for the next solve.
     """
-    x, r, p = np.zeros_like(b), b.copy(), inverse_diagonal * b
-    rz, size = float(r @ p), float(np.abs(r).sum())
-    target, nit, most = tol * size, 0, max(1, ENTRIES_PER_ASK // max(n_entries, 1))
+    coarse, fresh = coarse or nothing(len(b)), False
+    x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
+    size = float(np.abs(r).sum())
+    target, nit, ask = tol * size, 0, max(1, ENTRIES_PER_ASK // max(n_entries, 1))
+    restart, rz = True, 0.0
     while size > target and nit < max_iter and not interrupt():
-        state = degree, inverse_diagonal, x, r, p, rz
+        if nit >= PATIENCE and not fresh:
+            coarse, fresh, restart = build(plan, weights, columns), True, True
+        if restart:
+            precondition(r, inverse_diagonal, coarse, p)
+            rz, restart = float(r @ p), False
+        state = degree, inverse_diagonal, tuple(coarse), x, r, p, rz
         if threaded is None:
-            done, rz, size = steps(min(most, max_iter - nit), target, plan, weights, columns, *state, size)
+            most = min(ask, max_iter - nit, max_iter if fresh else PATIENCE - nit)
+            done, rz, size = steps(most, target, plan, weights, columns, *state, size)
         else:
             done, (rz, size) = 1, advance(columns * threaded(columns * p), *state)
         nit += done
-    return x, nit
+    return x, nit, coarse
