@@ -86,6 +86,8 @@ class RowPlan(ABC):
         Whether these figures have single precision only.
     complete : bool
         Whether all pairs take part: not so on an active set.
+    preconditioner
+        What a solve may leave to the next one, on this plan or on another one between the same points.
     """
 
     g: Array
@@ -102,6 +104,7 @@ class RowPlan(ABC):
         self.cost = cost
         self.a = a
         self.work = work
+        self.preconditioner: Any = None
         self._measured: tuple[Array, float] | None = None
         self.restart()
 
@@ -181,7 +184,6 @@ class StoredPlan(RowPlan):
         self._k = storage
         self._reach = reach
         self.complete = complete
-        self._coarse: Any = None  # what the last solve leaves to the next one
 
     @classmethod
     def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
@@ -233,7 +235,9 @@ class StoredPlan(RowPlan):
         if compiled is None:
             return super().solve(laplacian, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
         operator = self._k, laplacian.weights, self._columns, laplacian.degree, laplacian.inverse_diagonal
-        x, nit, self._coarse = compiled(*operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, coarse=self._coarse)
+        x, nit, self.preconditioner = compiled(
+            *operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, coarse=self.preconditioner
+        )
         self.work.products += nit
         return x, nit
 

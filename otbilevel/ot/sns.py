@@ -226,9 +226,11 @@ def on_active_set(plan: RowPlan, density: float, run: Run) -> bool:
         if pattern is None:
             return False
         active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, run.work, None, reach=ACTIVE_REACH, complete=False)
+        active.preconditioner = plan.preconditioner
         active.sweep(g, problem.reg)
         drifted = partial(_drifted, active, f, g, margin)
         newton(active, NewtonRule(tol=0.3 * problem.tol, max_steps=30, max_cg=2000, abandon=drifted), run)
+        plan.preconditioner = active.preconditioner
         settled = not drifted()
         plan.sweep(active.g, problem.reg, single=not settled)
         if settled or run.stopped:

@@ -23,10 +23,10 @@ STRENGTH = 0.03
 """A column joins a cluster when its entry in the row that founds it is at least this share of the largest."""
 UNCLAIMED = 0.1
 """A row founds a cluster when columns outside of all clusters hold at least this share of it."""
-MOST_CLUSTERS = 600
-"""With more of them the direct solve costs more than it saves."""
-WEAKEST_TIE = 1e-7
-"""Ties below this share of a cluster's weight are left to the iteration: the inverse would drown in their rounding."""
+FEW_CLUSTERS, MOST_CLUSTERS = 600, 2000
+"""How many a coarse space may have where the iteration is slow, and where it does not get there at all."""
+WEAKEST_TIE = 1e-12
+"""Lifts clusters without ties to others, whose inverse does not exist."""
 
 
 class Coarse(NamedTuple):
@@ -104,19 +104,19 @@ def sum_clusters(plan, columns, labels, out):
             sums[labels[j]] += row[j] * columns[j]
 
 
-def build(plan: Any, weights: np.ndarray, columns: np.ndarray) -> Coarse:
-    """The coarse space of V K' diag(weights) K V, or `nothing` where it falls into too many clusters."""
+def build(plan: Any, weights: np.ndarray, columns: np.ndarray, most: int) -> Coarse | None:
+    """The coarse space of V K' diag(weights) K V, None where it falls into more than `most` clusters."""
     n, m = len(weights), len(columns)
     labels = np.empty(m, np.int64)
     count = find_clusters(plan, n, columns, labels)
-    if not 1 < count <= min(MOST_CLUSTERS, 2 * m // 3):
-        return nothing(m)
+    if not 1 < count <= most:
+        return None
     sums = np.zeros((n, count))
     sum_clusters(plan, columns, labels, sums)
     ties = sums.T @ (weights[:, None] * sums)
     total = ties.sum(axis=1)
     if not (np.isfinite(total).all() and total.min() > 0):
-        return nothing(m)
+        return None
     # A Laplacian whose diagonal is computed from the ties is semi-definite in rounding, too. The last term lifts the constants.
     np.fill_diagonal(ties, 0.0)
     matrix = np.diag(ties.sum(axis=1) + WEAKEST_TIE * total) - ties + np.outer(total, total / total.sum())

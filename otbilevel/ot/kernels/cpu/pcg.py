@@ -15,14 +15,14 @@ from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
 from otbilevel.ot.kernels.cpu import active, stored
-from otbilevel.ot.kernels.cpu.coarse import Coarse, build, nothing
+from otbilevel.ot.kernels.cpu.coarse import FEW_CLUSTERS, MOST_CLUSTERS, Coarse, build, nothing
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
 ENTRIES_PER_ASK = 20_000_000
 """Work between two looks at the clock: some three milliseconds."""
-PATIENCE = 40
-"""Steps after which a (new) coarse space pays."""
+PATIENCE = 40, 240
+"""Steps after which a new coarse space pays: a small one, then a large one."""
 
 
 def add_product(plan, weights, x, sums):
@@ -57,7 +57,8 @@ def precondition(r, inverse_diagonal, coarse, out):
 def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
     """One step, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
 
-    Returns r'z and the L1 norm of r after it. The norm is -1, and nothing moved, where the curvature is not above its rounding.
+    Returns r'z and the L1 norm of r after it. The norm is -1 where the iteration must end: the curvature is not above its rounding,
+    and nothing moved, or r'z is not positive.
     """
     curvature = bulk = 0.0
     for j in range(len(p)):
@@ -80,7 +81,7 @@ def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
     beta = following / rz
     for j in range(len(p)):
         p[j] = z[j] + beta * p[j]
-    return following, size
+    return following, (size if following > 0.0 or size == 0.0 else -1.0)
 
 
 @kernel
@@ -97,6 +98,12 @@ def steps(most, target, plan, weights, columns, degree, inverse_diagonal, coarse
         rz, size = advance(sums[0], degree, inverse_diagonal, coarse, x, r, p, rz)
         done += 1
     return done, rz, size
+
+
+def _due(m: int, count: int) -> list[tuple[int, int]]:
+    """After how many steps to try a coarse space of how many clusters, when the present one has `count`."""
+    few = min(FEW_CLUSTERS, 2 * m // 3)
+    return [(PATIENCE[0], few), (PATIENCE[1], MOST_CLUSTERS)] if count <= few else [(PATIENCE[0], MOST_CLUSTERS)]
 
 
 def solve(
@@ -117,23 +124,24 @@ def solve(
     """Solve L x = b until the L1 norm of the residual is `tol` times that of b, at most `max_iter` steps, or `interrupt()`.
 
     `threaded(y)` is K' diag(weights) K y by several threads, None when one is enough. `coarse` comes from an earlier solve;
-    one that takes more than `PATIENCE` steps makes a new one and goes on with that. Returns x, the number of steps, and
+    one that takes longer than `PATIENCE` makes a new one and goes on with that. Returns x, the number of steps, and
     the coarse space for the next solve.
     """
-    coarse, fresh = coarse or nothing(len(b)), False
+    coarse = coarse or nothing(len(b))
+    due = _due(len(b), len(coarse.inverse))
     x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
     size = float(np.abs(r).sum())
     target, nit, ask = tol * size, 0, max(1, ENTRIES_PER_ASK // max(n_entries, 1))
     restart, rz = True, 0.0
     while size > target and nit < max_iter and not interrupt():
-        if nit >= PATIENCE and not fresh:
-            coarse, fresh, restart = build(plan, weights, columns), True, True
+        if due and nit >= due[0][0]:
+            coarse, restart = build(plan, weights, columns, due.pop(0)[1]) or coarse, True
         if restart:
             precondition(r, inverse_diagonal, coarse, p)
             rz, restart = float(r @ p), False
         state = degree, inverse_diagonal, tuple(coarse), x, r, p, rz
         if threaded is None:
-            most = min(ask, max_iter - nit, max_iter if fresh else PATIENCE - nit)
+            most = min(ask, (due[0][0] if due else max_iter) - nit, max_iter - nit)
             done, rz, size = steps(most, target, plan, weights, columns, *state, size)
         else:
             done, (rz, size) = 1, advance(columns * threaded(columns * p), *state)
