@@ -236,7 +236,7 @@ class StoredPlan(RowPlan):
             return super().solve(laplacian, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
         operator = self._k, laplacian.weights, self._columns, laplacian.degree, laplacian.inverse_diagonal
         x, nit, self.preconditioner = compiled(
-            *operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, coarse=self.preconditioner
+            *operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, memory=self.preconditioner
         )
         self.work.products += nit
         return x, nit
