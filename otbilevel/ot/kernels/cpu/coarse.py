@@ -25,7 +25,7 @@ UNCLAIMED = 0.1
 """A row founds a cluster when columns outside of all clusters hold at least this share of it."""
 MOST_CLUSTERS = 2000
 """A limit of memory: 64 megabytes at work."""
-WEAKEST_TIE = 1e-12
+WEAKEST_TIE = 1e-10
 """Lifts clusters without ties to others, whose inverse does not exist."""
 
 
@@ -128,4 +128,4 @@ def build(plan: Any, weights: np.ndarray, columns: np.ndarray, labels: np.ndarra
     matrix = np.diag(ties.sum(axis=1) + WEAKEST_TIE * total) - ties + np.outer(total, total / total.sum())
     scale = 1.0 / np.sqrt(total)
     inverse = np.linalg.inv(scale[:, None] * matrix * scale)
-    return Coarse(labels, scale[:, None] * (0.5 * (inverse + inverse.T)) * scale)
+    return Coarse(labels, 0.5 * (inverse + inverse.T) * np.outer(scale, scale))
