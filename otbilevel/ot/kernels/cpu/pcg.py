@@ -153,7 +153,7 @@ def solve(
             memory = Memory(build(plan, weights, columns, *found) or memory.coarse)
             cost, restart = math.inf, True
         if restart:
-            precondition(r, inverse_diagonal, memory.coarse, p)
+            precondition(r, inverse_diagonal, tuple(memory.coarse), p)
             rz, restart = float(r @ p), False
         state = degree, inverse_diagonal, tuple(memory.coarse), x, r, p, rz
         if threaded is None:
