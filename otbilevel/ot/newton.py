@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.array import Array
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import scale
@@ -107,7 +107,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
 
     Every trial is a sweep, whose plan and column sums are those of the next step.
     """
-    xp = array_namespace(b)
+    xp = plan.xp
     start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))
     if not slope > 0:
         return 0.0

@@ -86,6 +86,8 @@ class RowPlan(ABC):
         Whether these figures have single precision only.
     complete : bool
         Whether all pairs take part: not so on an active set.
+    preconditioner
+        What a solve may leave to the next one, on this plan or on another one between the same points.
     """
 
     g: Array
@@ -97,18 +99,20 @@ class RowPlan(ABC):
     _base_g: Array  # where the last sweep was
 
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
+        self.xp: ModuleType = array_namespace(a)
         self.kernels = kernels
         self.cost = cost
         self.a = a
         self.work = work
+        self.preconditioner: Any = None
         self._measured: tuple[Array, float] | None = None
         self.restart()
 
     def marginal_error(self, b: Array) -> float:
         """L1 error of both marginals; computed once where the plan is, as rules, monitor and best iterate all ask."""
         if self._measured is None or self._measured[0] is not self.column_sums:
-            xp = array_namespace(b)
-            self._measured = self.column_sums, float(xp.sum(xp.abs(self.column_sums - b))) + self.row_error
+            deviation = self.xp.abs(self.column_sums - b)
+            self._measured = self.column_sums, float(self.xp.sum(deviation)) + self.row_error
         return self._measured[1]
 
     def restart(self, f: Array | None = None) -> None:
@@ -125,8 +129,8 @@ class RowPlan(ABC):
 
     def reaches(self, g: Array) -> bool:
         """Whether scaling passes may move the plan to `g`."""
-        log_v, xp = (g - self._base_g) / self.reg, array_namespace(g)
-        return float(xp.max(log_v)) - float(xp.min(log_v)) <= self.reach
+        log_v = (g - self._base_g) / self.reg
+        return float(self.xp.max(log_v)) - float(self.xp.min(log_v)) <= self.reach
 
     @property
     @abstractmethod
@@ -148,7 +152,7 @@ class RowPlan(ABC):
 
         Stops short at `max_iter` steps, when `interrupt()` says so, and where curvature drowns in rounding.
         """
-        xp = array_namespace(b)
+        xp = self.xp
         solution = cg(
             laplacian,
             b,
@@ -190,7 +194,6 @@ class StoredPlan(RowPlan):
         self._reach = reach
         self._stores_single = single
         self.complete = complete
-        self._coarse: Any = None  # what the last solve leaves to the next one
 
     @classmethod
     def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
@@ -215,22 +218,21 @@ class StoredPlan(RowPlan):
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
-        xp = array_namespace(self.a)
-        self._u, self._v = xp.ones_like(self.a), xp.ones_like(g)
+        self._u, self._v = self.xp.ones_like(self.a), self.xp.ones_like(g)
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
         self.single = self.single or self._stores_single  # whatever the exponentials were, these sums are over what was stored
-        self._v = array_namespace(log_v).exp(log_v)
+        self._v = self.xp.exp(log_v)
         self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, self._v, relaxation)
         self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
 
     def row_potentials(self) -> Array:
-        return self._f + self.reg * array_namespace(self.a).log(self._u)
+        return self._f + self.reg * self.xp.log(self._u)
 
     def laplacian(self) -> Laplacian:
         """L of diag(u) K diag(v), as scaling passes may have moved the plan since its last sweep."""
-        largest = array_namespace(self.a).max(self._v)  # only u v matters: make v of a size whose square does not overflow
+        largest = self.xp.max(self._v)  # only u v matters: make v of a size whose square does not overflow
         weights, v = self.a * self._u * largest, self._v / largest
         row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
         self._columns = v
@@ -244,7 +246,9 @@ class StoredPlan(RowPlan):
         if compiled is None:
             return super().solve(laplacian, b, tol=tol, max_iter=max_iter, interrupt=interrupt)
         operator = self._k, laplacian.weights, self._columns, laplacian.degree, laplacian.inverse_diagonal
-        x, nit, self._coarse = compiled(*operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, coarse=self._coarse)
+        x, nit, self.preconditioner = compiled(
+            *operator, b, tol=tol, max_iter=max_iter, interrupt=interrupt, memory=self.preconditioner
+        )
         self.work.products += nit
         return x, nit
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
@@ -104,7 +104,7 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
     errors : list of float
         Marginal errors before the first and after each pass.
     """
-    xp = array_namespace(b)
+    xp = plan.xp
     g, log_b = plan.g, xp.log(b)
     nothing, most = xp.full_like(b, 1e-300), xp.full_like(b, LONGEST_STEP)
     errors, log_v = [plan.marginal_error(b)], xp.zeros_like(b)

@@ -8,11 +8,14 @@ and then solves with a globally thresholded Hessian. Made robust, the two stages
    passes at each level and the potentials extrapolated linearly in reg. The measured contraction says how hard a level
    is: hard levels get Newton steps and a smaller factor.
 2. *Newton.* Steps L x = b - c, d = reg x on the semi-dual (see `row_plan`), by conjugate gradients with a Jacobi
-   preconditioner on a plan stored in single precision whose Laplacian is exact, so that no accuracy is lost. Where less
+   preconditioner on a plan stored in single precision whose Laplacian is exact, so that no accuracy is lost; where they
+   take long, clusters of columns form a coarse space (see `kernels.cpu.coarse`). Where less
    than 5 % of the entries carry all but a fraction of tol of the mass, the plan is restricted to them. Long steps are
    clipped componentwise; the line search looks at the slope, because values of the dual drown in rounding long before
    the marginals are exact.
 3. *Certificate.* The last steps use double precision over the whole of C.
+
+Newton's method starts from the plan that the scaling passes left, whose Laplacian is at hand: no sweep between them.
 
 A run that stalls is repeated with a tighter path.
 """
@@ -247,10 +250,12 @@ def on_active_set(plan: RowPlan, density: float, schedule: Schedule, run: Run) -
         if pattern is None:
             return False
         active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, run.work, None, reach=ACTIVE_REACH, complete=False)
+        active.preconditioner = plan.preconditioner
         active.sweep(g, problem.reg)
         drifted = partial(_drifted, active, f, g, margin)
         rule = NewtonRule(0.3 * problem.tol, 30, max_cg=2000, abandon=drifted, farthest=schedule.final.farthest)
         newton(active, rule, run)
+        plan.preconditioner = active.preconditioner
         settled = not drifted()
         plan.sweep(active.g, problem.reg, single=not settled)
         if settled or run.stopped:

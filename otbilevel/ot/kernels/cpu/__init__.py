@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored
-from otbilevel.ot.kernels.cpu.coarse import Coarse
 from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 sparse_kernels = sparse
@@ -86,13 +85,18 @@ def plan_moments(plan: np.ndarray, weights: np.ndarray, v: np.ndarray) -> tuple[
 
 
 def solve_laplacian(
-    plan: np.ndarray, *operator: np.ndarray, tol: float, max_iter: int, interrupt: Callable[[], bool], coarse: Coarse | None = None
-) -> tuple[np.ndarray, int, Coarse]:
+    plan: np.ndarray,
+    *operator: np.ndarray,
+    tol: float,
+    max_iter: int,
+    interrupt: Callable[[], bool],
+    memory: pcg.Memory | None = None,
+) -> tuple[np.ndarray, int, pcg.Memory]:
     """`operator` is weights, columns, degree, inverse diagonal, right-hand side, see `pcg`."""
     n, m = plan.shape
     several = parts(n, _products(n * m)) > 1
     product = partial(laplacian_product, plan, operator[0]) if several else None
-    return pcg.solve(plan, n * m, product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt, coarse=coarse)
+    return pcg.solve(plan, n * m, product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt, memory=memory)
 
 
 def lazy_moments(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ and conjugate gradients pay with hundreds of steps, most of all for costs with t
 
     M^-1 = diag(L)^-1 + R' (R L R')^-1 R,    R the sums over clusters,
 
-adds the Laplacian of the graph of clusters, solved directly: 10 to 30 steps are then enough. Setting it up costs about as much
-as 20 steps, and it may be kept while the plan changes: any symmetric positive definite matrix is a preconditioner.
+adds the Laplacian of the graph of clusters, solved directly: 10 to 30 steps are then enough. It may be kept while the plan
+changes: any symmetric positive definite matrix is a preconditioner.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STRENGTH = 0.03
 """A column joins a cluster when its entry in the row that founds it is at least this share of the largest."""
 UNCLAIMED = 0.1
 """A row founds a cluster when columns outside of all clusters hold at least this share of it."""
-MOST_CLUSTERS = 600
-"""With more of them the direct solve costs more than it saves."""
-WEAKEST_TIE = 1e-7
-"""Ties below this share of a cluster's weight are left to the iteration: the inverse would drown in their rounding."""
+MOST_CLUSTERS = 2000
+"""A limit of memory: 64 megabytes at work."""
+WEAKEST_TIE = 1e-10
+"""Lifts clusters without ties to others, whose inverse does not exist."""
 
 
 class Coarse(NamedTuple):
@@ -104,22 +104,28 @@ def sum_clusters(plan, columns, labels, out):
             sums[labels[j]] += row[j] * columns[j]
 
 
-def build(plan: Any, weights: np.ndarray, columns: np.ndarray) -> Coarse:
-    """The coarse space of V K' diag(weights) K V, or `nothing` where it falls into too many clusters."""
-    n, m = len(weights), len(columns)
-    labels = np.empty(m, np.int64)
-    count = find_clusters(plan, n, columns, labels)
-    if not 1 < count <= min(MOST_CLUSTERS, 2 * m // 3):
-        return nothing(m)
-    sums = np.zeros((n, count))
+def clusters(plan: Any, n: int, columns: np.ndarray) -> tuple[np.ndarray, int]:
+    """The number of each column's cluster, and how many there are."""
+    labels = np.empty(len(columns), np.int64)
+    return labels, find_clusters(plan, n, columns, labels)
+
+
+def price(n: int, m: int, count: int) -> float:
+    """What `build` costs, in entries of a dense product: passes over the plan, a matrix product, and an inverse (measured)."""
+    return 10.0 * n * m + 0.5 * n * count**2 + count**3
+
+
+def build(plan: Any, weights: np.ndarray, columns: np.ndarray, labels: np.ndarray, count: int) -> Coarse | None:
+    """The coarse space of these clusters for V K' diag(weights) K V; None when one of them is empty in rounding."""
+    sums = np.zeros((len(weights), count))
     sum_clusters(plan, columns, labels, sums)
     ties = sums.T @ (weights[:, None] * sums)
     total = ties.sum(axis=1)
     if not (np.isfinite(total).all() and total.min() > 0):
-        return nothing(m)
+        return None
     # A Laplacian whose diagonal is computed from the ties is semi-definite in rounding, too. The last term lifts the constants.
     np.fill_diagonal(ties, 0.0)
     matrix = np.diag(ties.sum(axis=1) + WEAKEST_TIE * total) - ties + np.outer(total, total / total.sum())
     scale = 1.0 / np.sqrt(total)
     inverse = np.linalg.inv(scale[:, None] * matrix * scale)
-    return Coarse(labels, scale[:, None] * (0.5 * (inverse + inverse.T)) * scale)
+    return Coarse(labels, 0.5 * (inverse + inverse.T) * np.outer(scale, scale))

@@ -6,7 +6,9 @@ long by a coarse space in addition. `linalg.cg` is the truth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,14 @@ from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
 from otbilevel.ot.kernels.cpu import active, stored
-from otbilevel.ot.kernels.cpu.coarse import Coarse, build, nothing
+from otbilevel.ot.kernels.cpu.coarse import MOST_CLUSTERS, Coarse, build, clusters, nothing, price
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
-ENTRIES_PER_ASK = 20_000_000
-"""Work between two looks at the clock: some three milliseconds."""
+STEPS_WORTH = 20_000_000
+"""Work between two looks at the clock, in entries of a dense product: some three milliseconds."""
 PATIENCE = 40
-"""Steps after which a (new) coarse space pays."""
+"""Steps that are quick enough without a new coarse space."""
 
 
 def add_product(plan, weights, x, sums):
@@ -57,7 +59,8 @@ def precondition(r, inverse_diagonal, coarse, out):
 def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
     """One step, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
 
-    Returns r'z and the L1 norm of r after it. The norm is -1, and nothing moved, where the curvature is not above its rounding.
+    Returns r'z and the L1 norm of r after it. The norm is -1 where the iteration must end: the curvature is not above its rounding,
+    and nothing moved, or r'z is not positive.
     """
     curvature = bulk = 0.0
     for j in range(len(p)):
@@ -80,7 +83,7 @@ def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
     beta = following / rz
     for j in range(len(p)):
         p[j] = z[j] + beta * p[j]
-    return following, size
+    return following, (size if following > 0.0 or size == 0.0 else -1.0)
 
 
 @kernel
@@ -99,9 +102,25 @@ def steps(most, target, plan, weights, columns, degree, inverse_diagonal, coarse
     return done, rz, size
 
 
+@dataclass
+class Memory:
+    """What solves leave to later ones.
+
+    Attributes
+    ----------
+    coarse : Coarse
+        The coarse space.
+    spent : float
+        What steps beyond the first `PATIENCE` of each solve have cost since it was made, in entries of a dense product.
+    """
+
+    coarse: Coarse
+    spent: float = 0.0
+
+
 def solve(
     plan: Any,
-    n_entries: int,
+    step_cost: float,
     threaded: Callable[[np.ndarray], np.ndarray] | None,
     weights: np.ndarray,
     columns: np.ndarray,
@@ -112,30 +131,36 @@ def solve(
     tol: float,
     max_iter: int,
     interrupt: Callable[[], bool],
-    coarse: Coarse | None = None,
-) -> tuple[np.ndarray, int, Coarse]:
+    memory: Memory | None = None,
+) -> tuple[np.ndarray, int, Memory]:
     """Solve L x = b until the L1 norm of the residual is `tol` times that of b, at most `max_iter` steps, or `interrupt()`.
 
-    `threaded(y)` is K' diag(weights) K y by several threads, None when one is enough. `coarse` comes from an earlier solve;
-    one that takes more than `PATIENCE` steps makes a new one and goes on with that. Returns x, the number of steps, and
-    the coarse space for the next solve.
+    `step_cost` is that of a product in entries of a dense one. `threaded(y)` is K' diag(weights) K y by several threads, None
+    when one is enough. A new coarse space is made as soon as slow steps have cost as much as it will. Returns x, the number
+    of steps, and the memory for the next solve.
     """
-    coarse, fresh = coarse or nothing(len(b)), False
+    n, m = len(weights), len(b)
+    memory = memory or Memory(nothing(m))
     x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
-    size = float(np.abs(r).sum())
-    target, nit, ask = tol * size, 0, max(1, ENTRIES_PER_ASK // max(n_entries, 1))
-    restart, rz = True, 0.0
+    size, rz = float(np.abs(r).sum()), 0.0
+    target, nit, ask = tol * size, 0, max(1, int(STEPS_WORTH / (step_cost + len(memory.coarse.inverse) ** 2)))
+    found, cost, restart = None, math.inf, True
     while size > target and nit < max_iter and not interrupt():
-        if nit >= PATIENCE and not fresh:
-            coarse, fresh, restart = build(plan, weights, columns), True, True
+        if nit >= PATIENCE and found is None:
+            found = clusters(plan, n, columns)
+            cost = price(n, m, found[1]) if 1 < found[1] <= MOST_CLUSTERS else math.inf
+        if found is not None and memory.spent >= cost:
+            memory = Memory(build(plan, weights, columns, *found) or memory.coarse)
+            cost, restart = math.inf, True
         if restart:
-            precondition(r, inverse_diagonal, coarse, p)
+            precondition(r, inverse_diagonal, tuple(memory.coarse), p)
             rz, restart = float(r @ p), False
-        state = degree, inverse_diagonal, tuple(coarse), x, r, p, rz
+        state = degree, inverse_diagonal, tuple(memory.coarse), x, r, p, rz
         if threaded is None:
-            most = min(ask, max_iter - nit, max_iter if fresh else PATIENCE - nit)
+            most = min(ask, max_iter - nit, PATIENCE - nit if found is None else max_iter)
             done, rz, size = steps(most, target, plan, weights, columns, *state, size)
         else:
             done, (rz, size) = 1, advance(columns * threaded(columns * p), *state)
         nit += done
-    return x, nit, coarse
+        memory.spent += done * step_cost if nit > PATIENCE else 0.0
+    return x, nit, memory
