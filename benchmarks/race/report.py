@@ -115,7 +115,8 @@ def milliseconds(record: Record | None, clock: str) -> str:
     if record is None or record.outcome == SKIPPED:
         return "-"
     if record.outcome == OK:
-        return f"{1e3 * getattr(record, clock):.3g}"
+        value = 1e3 * getattr(record, clock)
+        return f"{value:.0f}" if value >= 1e3 else f"{value:.3g}"
     if record.outcome == CRASHED:
         return "failed"
     return "x" if record.error is None else f"x ({record.error:.0e})"
