@@ -198,14 +198,14 @@ def geomloss(problem: TransportProblem, reg: float, budget: float) -> Solve:
 
     def run(iterations: int) -> Answer:
         plan = function(cost, reg=reg, a=a, b=b, max_iter=iterations).plan
-        return Answer(plan.numpy, {"nit": iterations})
+        return Answer(plan.numpy, {"nit": iterations, "out_of_budget": out_of_budget})
 
-    iterations = 10
+    iterations, out_of_budget = 10, False
     while True:
         start = time.perf_counter()
         plan = run(iterations).plan()
-        elapsed = time.perf_counter() - start
-        if marginal_error(plan, problem) <= TOLERANCE or 10.0 * elapsed > budget:
+        out_of_budget = 10.0 * (time.perf_counter() - start) > budget
+        if marginal_error(plan, problem) <= TOLERANCE or out_of_budget:
             return partial(run, iterations)
         iterations *= 10
 
