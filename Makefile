@@ -40,10 +40,10 @@ docs: $(VENV)/docs.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/asv machine --yes > /dev/null
 	$(BIN)/asv run --quick --python=same --show-stderr
-	$(BIN)/python benchmarks/compare_ot.py --quick --output build/race
+	$(BIN)/python benchmarks/compare_ot.py --quick
 
 race: $(VENV)/race.stamp
-	$(BIN)/python benchmarks/compare_ot.py --output build/race $(RACE_ARGS)
+	$(BIN)/python benchmarks/compare_ot.py $(RACE_ARGS)
 
 # numba keeps its compiled kernels (*.nbi, *.nbc) in __pycache__.
 clean:

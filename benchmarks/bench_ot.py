@@ -148,9 +148,6 @@ class Cells:
     def time_solve(self, label: str) -> None:  # noqa: ARG002
         self.solve()
 
-    def time_plan(self, label: str) -> None:  # noqa: ARG002
-        self.solve().plan  # noqa: B018 -- computed on access
-
     def track_nsweep(self, label: str) -> float:  # noqa: ARG002
         return self.result.nsweep
 

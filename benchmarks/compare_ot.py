@@ -2,11 +2,11 @@
 
 Where otbilevel and its peers are installed (the dependency group `race`, or ``make race``)::
 
-    python benchmarks/compare_ot.py --quick --output race                        # minutes
-    python benchmarks/compare_ot.py --group all --output race                    # hours
-    python benchmarks/compare_ot.py --group clouds --output race                 # one group; writes race/clouds.json, too
-    python benchmarks/compare_ot.py --tables-from race/*.json --output docs      # tables and pictures of several runs together
-    python benchmarks/compare_ot.py --families cloud-2d --sizes 1000 --regs 1e-2 1e-3 --peers POT --output race
+    python benchmarks/compare_ot.py --quick                                      # some ten minutes
+    python benchmarks/compare_ot.py                                              # everything: hours
+    python benchmarks/compare_ot.py --group clouds                               # one group: build/race/clouds.json, among others
+    python benchmarks/compare_ot.py --tables-from build/race/*.json --output docs/race   # page and pictures of several runs
+    python benchmarks/compare_ot.py --families cloud-2d --sizes 1000 --regs 1e-2 1e-3 --peers POT
 
 Rules of the race:
 
@@ -89,7 +89,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--turns", type=int, help=f"{TURNS}, with --quick {QUICK_TURNS}, unless given")
     parser.add_argument("--tables-from", nargs="+", type=pathlib.Path, metavar="JSON", help="measure nothing, read these files")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("race"), help="folder for results, tables and pictures")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("build/race"), help="folder for results, tables and pictures"
+    )
     arguments = parser.parse_args()
     quick = arguments.quick
     if arguments.threads is None:

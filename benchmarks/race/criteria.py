@@ -86,7 +86,9 @@ def at_least(run: Run, what: str, cells: Iterable[Cell], least: float, peers: It
         return Verdict(promise, "-", None)
     smallest = min(found, key=lambda r: r.value)
     kept = smallest.value >= least and len(failures(run, cells)) == 0
-    measured = f"smallest {show(smallest)}, geometric mean {mean(found):.3g} ({len(found)} of {len(cells)} cells)"
+    measured = (
+        f"smallest {show(smallest)} ({smallest.cell.label}), geometric mean {mean(found):.3g} ({len(found)} of {len(cells)} cells)"
+    )
     return Verdict(promise, measured, kept)
 
 

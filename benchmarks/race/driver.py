@@ -22,8 +22,8 @@ from benchmarks.race.records import CRASHED, OK, SKIPPED, SLOW, WRONG, Record, R
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 180.0
 """Seconds for what is not timed: loading, compiling, making problems and calibrating."""
-GRACE = 1.25
-"""A solve is ended at this multiple of its budget: who is only a little late can still show the error reached."""
+GRACE = 1.5
+"""A solve is ended at this multiple of its budget, in wall time: who is only a little late can still show the error reached."""
 JUDGING = 5.0
 """Seconds that the judgement of a large plan may take in addition."""
 LONG_ENOUGH = 3.0
@@ -192,17 +192,17 @@ class Driver:
             return record
         try:
             self.prepare(cell, contestant, record)
-            wall = self.solve(contestant, record, judge=True)
+            seconds = self.solve(contestant, record, judge=True)
         except Lost as lost:
             record.outcome = SLOW if lost.late else CRASHED
             return record
-        if wall > self.budget:
+        if seconds > self.budget:
             record.outcome = SLOW
         elif record.error is None or not record.error <= TOLERANCE:
             record.outcome = WRONG
         else:
             record.outcome = OK
-        if wall < LONG_ENOUGH:
+        if seconds < LONG_ENOUGH:
             record.times.clear()  # it was a warm-up
         settle(record)
         return record
@@ -219,7 +219,7 @@ class Driver:
         for r in mine:
             if r.threads != self.threads or r.outcome == SKIPPED:
                 continue
-            late = r.outcome == SLOW or (r.outcome == WRONG and (r.wall or 0.0) > 0.5 * self.budget)
+            late = r.outcome == SLOW or (r.outcome == WRONG and used_up(r, self.budget))
             if cell.harder_than(r.cell):
                 easier.setdefault((r.cell.size, r.cell.reg), []).append(late)
             elif (r.cell.family, r.cell.size, r.cell.reg) == (cell.family, cell.size, cell.reg):
@@ -257,7 +257,11 @@ class Driver:
         record.n = answer["n"]
 
     def solve(self, contestant: Contestant, record: Record, *, judge: bool) -> float:
-        """One solve, added to the record."""
+        """One solve, added to the record. Returns the seconds that count.
+
+        These are CPU seconds with one thread, and wall seconds with many (whichever is less), so that other work on the machine
+        puts no one over the budget.
+        """
         answer = self.workers[contestant.library].ask(GRACE * self.budget + JUDGING, do="solve", judge=judge)
         if answer["event"] != "solved":
             record.figures["reason"] = answer["reason"]
@@ -267,7 +271,12 @@ class Driver:
         if judge:
             record.figures |= answer["figures"]
         record.wall = record.wall or answer["wall"]
-        return float(answer["wall"])
+        return min(float(answer["cpu"]), float(answer["wall"]))
+
+
+def used_up(record: Record, budget: float) -> bool:
+    """Whether more time might have helped: limits of iterations are estimated, and may fall short of the budget."""
+    return bool(record.figures.get("out_of_budget")) or (record.wall or 0.0) > 0.5 * budget
 
 
 def settle(record: Record) -> None:

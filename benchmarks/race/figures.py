@@ -19,9 +19,10 @@ from benchmarks.race.records import OK, Run
 COLOURS = {"otbilevel": "#d1495b", "POT": "#00798c", "regot": "#6a994e", "mdot": "#8d6a9f", "OTT": "#e08e00", "geomloss": "#6c757d"}
 DASHES = ("-", "--", ":", "-.")
 """A library has a colour, and its contestants have their dashes."""
-CURVES = ("cloud-2d", "cloud-10d", "assignment")
+EXACT_COLOUR = "black"
+DRAWN_OVER_N = {1e-2: ("assignment", "cloud-2d", "cloud-10d"), 1e-3: ("cloud-2d", "cloud-3d", "cloud-10d")}
+DRAWN_OVER_REG = ("assignment", "cloud-2d", "cloud-10d")
 """The families whose growth is drawn, a panel for each."""
-REGS_DRAWN = (1e-2, 1e-3)
 SIZE_DRAWN = 1000
 FEWEST = 3
 """Points that a fit needs."""
@@ -58,13 +59,14 @@ def draw(run: Run, folder: pathlib.Path) -> list[Picture]:
 def styles(run: Run) -> dict[str, dict[str, Any]]:
     """The same in all pictures; ours heavier."""
     looks: dict[str, dict[str, Any]] = {}
+    exact = run.peers(exact=True)
     seen = dict.fromkeys(COLOURS, 0)
-    for name in [*run.methods, *run.peers(exact=False), *run.peers(exact=True)]:
+    for name in [*run.methods, *run.peers(exact=False), *exact]:
         library = name.split(" ", 1)[0]
         heavy = name in run.methods
         looks[name] = {
-            "color": COLOURS[library],
-            "linestyle": DASHES[seen[library] % len(DASHES)],
+            "color": EXACT_COLOUR if name in exact else COLOURS[library],
+            "linestyle": "-" if name in exact else DASHES[seen[library] % len(DASHES)],
             "linewidth": 2.4 if heavy else 1.3,
             "zorder": 3 if heavy else 2,
         }
@@ -126,14 +128,16 @@ def seconds(run: Run, cell: Cell, name: str, threads: int) -> float:
 
 def growth_with_size(run: Run, folder: pathlib.Path) -> Picture | None:
     """Time against n, a row for each reg."""
-    panels = [(f"{family}, reg {reg:g}", series(run, family, "size", reg=reg)) for reg in REGS_DRAWN for family in CURVES]
+    panels = [
+        (f"{family}, reg {reg:g}", series(run, family, "size", reg=reg)) for reg, drawn in DRAWN_OVER_N.items() for family in drawn
+    ]
     return growth(run, folder, "scaling-n", "Time against n", "points n", "n", panels)
 
 
 def growth_with_precision(run: Run, folder: pathlib.Path) -> Picture | None:
     """Time against 1/reg at a fixed size."""
-    panels = [(f"{family}, n = {SIZE_DRAWN}", series(run, family, "reg", size=SIZE_DRAWN)) for family in CURVES]
-    return growth(run, folder, "scaling-reg", "Time against 1/reg", "1 / reg", "1/reg", panels)
+    panels = [(f"{family}, n = {SIZE_DRAWN}", series(run, family, "reg", size=SIZE_DRAWN)) for family in DRAWN_OVER_REG]
+    return growth(run, folder, "scaling-reg", "Time against 1/reg", "1 / reg", "(1/reg)", panels)
 
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -150,6 +154,8 @@ def series(run: Run, family: str, axis: str, **fixed: float) -> Series:
             x = float(cell.size) if axis == "size" else 1.0 / cell.reg
             points.setdefault(record.contestant, {}).setdefault(x, []).append(record.cpu)
     curves = {}
+    if axis == "reg":  # who solves the unregularised problem has no place there
+        points = {name: found for name, found in points.items() if name not in run.peers(exact=True)}
     for name, found in points.items():
         x = np.array(sorted(found))
         curves[name] = x, np.array([np.median(found[value]) for value in x])
@@ -185,14 +191,8 @@ def growth(
                 if contestant == run.ours:
                     fit = np.exp(np.polyval(np.polyfit(np.log(x), np.log(y), 1), np.log(x)))
                     axes.plot(x, fit, color="black", linewidth=0.9, linestyle=":", zorder=4)
-                    axes.annotate(
-                        f"{variable}$^{{{slope:.2f}}}$",
-                        (x[-1], fit[-1]),
-                        xytext=(0, -12),
-                        textcoords="offset points",
-                        ha="right",
-                        va="top",
-                    )
+                    middle = float(np.sqrt(x[0] * x[-1])), float(np.sqrt(fit[0] * fit[-1]))
+                    axes.annotate(f"{variable}$^{{{slope:.2f}}}$", middle, xytext=(6, -9), textcoords="offset points", va="top")
         axes.set(xscale="log", yscale="log", title=name, xlabel=xlabel)
         axes.grid(visible=True, which="major", alpha=0.25)
         if variable == "n":
@@ -204,5 +204,7 @@ def growth(
     for axes in grid[:, 0]:
         axes.set_ylabel("CPU seconds, one thread")
     order = [name for name in looks if name in shown]
-    figure.legend([shown[name] for name in order], order, loc="outside lower center", ncols=min(5, len(order)), frameon=False)
+    figure.legend(
+        [shown[name] for name in order], order, loc="outside lower center", ncols=min(2 * across, len(order)), frameon=False
+    )
     return Picture(title, save(figure, folder, file), ("problem", "contestant", "exponent", "fitted over"), tuple(rows))

@@ -51,8 +51,10 @@ def summary(run: Run) -> Iterator[str]:
 def cells_of(run: Run, name: str) -> list[Cell]:
     """The cells of a group that were measured; what no group knows is custom."""
     measured = dict.fromkeys(record.cell for record in run.records)
-    if name in GROUPS:
-        return [cell for cell in GROUPS[name].cells if cell in measured]
+    if name in GROUPS:  # a cell of two groups counts where its opponents ran
+        peers = run.peers(exact=GROUPS[name].only_exact)
+        mine = [cell for cell in GROUPS[name].cells if cell in measured]
+        return [cell for cell in mine if not peers or any(run.find(cell, peer, min(run.threads)) for peer in peers)]
     known = {cell for other in run.groups if other in GROUPS for cell in GROUPS[other].cells}
     return [cell for cell in measured if cell not in known]
 
@@ -63,7 +65,7 @@ def section(run: Run, name: str) -> Iterator[str]:
     exact = name in GROUPS and GROUPS[name].only_exact
     peers = run.peers(exact=exact)
     rivals = [peer for peer in peers if any(solved(run, cell, peer, threads) for cell in cells for threads in run.threads)]
-    others = [peer for peer in peers if peer not in rivals and any(run.find(cell, peer, 1) for cell in cells)]
+    others = [peer for peer in peers if peer not in rivals and any(run.find(cell, peer, min(run.threads)) for cell in cells)]
     yield from (f"### {name.capitalize()}", "")
     if name in GROUPS:
         yield from (f"Promised: {GROUPS[name].promise}.", "")
@@ -115,7 +117,8 @@ def milliseconds(record: Record | None, clock: str) -> str:
     if record is None or record.outcome == SKIPPED:
         return "-"
     if record.outcome == OK:
-        return f"{1e3 * getattr(record, clock):.3g}"
+        value = 1e3 * getattr(record, clock)
+        return f"{value:.0f}" if value >= 1e3 else f"{value:.3g}"
     if record.outcome == CRASHED:
         return "failed"
     return "x" if record.error is None else f"x ({record.error:.0e})"
