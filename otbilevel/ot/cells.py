@@ -82,9 +82,29 @@ class PointTree:
         count = kernels.build_tree(self.points, self.order, LEAF, start, end, left, low, high)
         self.start, self.end, self.left = start[:count].copy(), end[:count].copy(), left[:count].copy()
         self.low, self.high = low[:count].copy(), high[:count].copy()
+        self._rank = np.empty(n, np.int64)
+        self._rank[self.order] = np.arange(n)
+
+    def sort(self, values: Array) -> Array:
+        """What belongs to the points, in the order of the tree."""
+        return values[self.order]
+
+    def restore(self, values: Array) -> Array:
+        """The inverse of `sort`."""
+        return values[self._rank]
+
+    def count_nodes(self, reg: float, accuracy: float) -> int:
+        """How many nodes the cut has."""
+        chosen, degrees = self._choose(reg, accuracy)
+        sizes = self.end[chosen] - self.start[chosen]
+        return int(np.where(degrees[:, 0] > 0, degrees.prod(axis=1), sizes).sum())
 
     def cut(self, reg: float, accuracy: float) -> Cells:
         """The cells with the fewest nodes."""
+        return Cells.of(self, *self._choose(reg, accuracy), accuracy)
+
+    def _choose(self, reg: float, accuracy: float) -> tuple[Array, Array]:
+        """The boxes of the cut, and the nodes in each of their directions (0 where a box stands for itself)."""
         half = (self.high - self.low) / (2.0 * np.sqrt(reg))
         steps = np.ceil(half * STEPS).astype(np.int64)
         table = nodes_needed(accuracy)
@@ -95,7 +115,7 @@ class PointTree:
         count = kernels.cheapest_cut(self.start, self.end, self.left, nodes, TILE, chosen)
         chosen = chosen[:count]
         interpolated = nodes[chosen] < self.end[chosen] - self.start[chosen]
-        return Cells.of(self, chosen, np.where(interpolated[:, None], degrees[chosen], 0), accuracy)
+        return chosen, np.where(interpolated[:, None], degrees[chosen], 0)
 
 
 @dataclass(frozen=True, eq=False)

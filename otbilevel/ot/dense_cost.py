@@ -33,8 +33,6 @@ class DenseCost(Geometry):
     (0.0, 2.0)
     """
 
-    dense = True
-
     def __init__(self, C: Any) -> None:  # noqa: N803 -- the field's name for the cost
         matrix = as_array(C, "C")
         check_matrix(matrix, "C")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel.ot import kernels
@@ -24,8 +24,6 @@ class Geometry(ABC):
 
     shape: tuple[int, int]
     dtype: Any
-    dense: ClassVar[bool]
-    """Whether an n x m array exists already, so that a method may store another one."""
 
     @abstractmethod
     def rows(self, low: int, high: int) -> Array:

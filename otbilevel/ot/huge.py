@@ -79,19 +79,15 @@ class _Plan:
 
     def __init__(self, problem: OTProblem, f: Array, g: Array) -> None:
         from otbilevel.ot.interpolated_kernel import InterpolatedKernel  # noqa: PLC0415 -- brings in numba, which takes a while
-        from otbilevel.ot.interpolated_plan import Order, cut_both  # noqa: PLC0415
 
         assert isinstance(problem.geometry, PointCloud)
-        trees = problem.geometry.trees
-        self._sides = tuple(Order.of(tree.order) for tree in trees)
+        self._x, self._y = x, y = problem.geometry.trees
         self._a = problem.a
-        x, y = cut_both(trees, problem.reg, ACCURACY)
-        sorted_f, sorted_g = (side.sort(v) for side, v in zip(self._sides, (f, g), strict=True))
-        self._kernel = InterpolatedKernel(x, y, sorted_f, sorted_g, problem.reg, single=False, memory=MEMORY)
+        cuts = x.cut(problem.reg, ACCURACY), y.cut(problem.reg, ACCURACY)
+        self._kernel = InterpolatedKernel(*cuts, x.sort(f), y.sort(g), problem.reg, single=False, memory=MEMORY)
 
     def product(self, v: Array, axis: int) -> Array:
         """Sum over `axis` of the plan times v."""
-        x, y = self._sides
         if axis == 1:
-            return self._a * x.restore(self._kernel.times(y.sort(v)))
-        return y.restore(self._kernel.transposed_times(x.sort(self._a * v)))
+            return self._a * self._x.restore(self._kernel.times(self._y.sort(v)))
+        return self._y.restore(self._kernel.transposed_times(self._x.sort(self._a * v)))

@@ -34,8 +34,8 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
         raise TypeError(msg)
     common_namespace({names[0]: f, names[1]: g, **problem.whole.arrays})
     shape = problem.whole.shape
-    f, g = (_checked(problem, v, name, size) for v, name, size in zip((f, g), names, shape, strict=True))
-    return Start(_moderate(problem, problem.sources.restrict(f)), _moderate(problem, problem.targets.restrict(g)), reg)
+    _, g = (_checked(problem, v, name, size) for v, name, size in zip((f, g), names, shape, strict=True))
+    return Start(_moderate(problem, problem.targets.restrict(g)), reg)
 
 
 def _checked(problem: OTProblem, potential: Array, name: str, size: int) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from otbilevel._core.array import Array
@@ -64,38 +62,20 @@ class InterpolatedKernel:
         return self.v * self.y.to_points(self.between.transposed_times(self.x.to_nodes(self.u * w)))
 
 
-@dataclass(frozen=True)
-class _Ranges:
-    """Which nodes of y the nodes of x reach: those of cell c the ranges [first_r, last_r) for r in [starts_c, starts_(c+1))."""
+def _near_ranges(x: Cells, y: Cells, f: Array, g: Array, cut: float) -> tuple[Array, Array, Array]:
+    """Which nodes of y the nodes of x reach, by the bound max f + max g - dist^2 > cut on every pair of boxes.
 
-    cells: Array
-    starts: Array
-    first: Array
-    last: Array
-
-    @classmethod
-    def near(cls, x: Cells, y: Cells, f: Array, g: Array, cut: float) -> _Ranges:
-        """By the bound max f + max g - dist^2 on every pair of boxes."""
-        tops = (np.maximum.reduceat(potential, side.nodes[:-1]) for side, potential in ((x, f), (y, g)))
-        top_f, top_g = tops
-        boxes = (x.low, x.high, top_f, y.low, y.high, top_g, y.nodes, cut)
-        count, nothing = len(x.degrees), np.empty(0, np.int64)
-        starts = np.zeros(count + 1, np.int64)
-        over_rows(kernels.near_ranges, count, count * len(top_g), (1, 0), *boxes, starts[1:], nothing, nothing, False)
-        np.cumsum(starts, out=starts)
-        first, last = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
-        over_rows(kernels.near_ranges, count, count * len(top_g), (1, 0), *boxes, starts[:-1], first, last, True)
-        return cls(x.nodes, starts, first, last)
-
-    @property
-    def widths(self) -> Array:
-        """How many nodes each cell reaches."""
-        total = np.concatenate([[0], np.cumsum(self.last - self.first)])
-        return total[self.starts[1:]] - total[self.starts[:-1]]
-
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        return self.cells, self.starts, self.first, self.last
+    Those of cell c reach the ranges [first_r, last_r) for r in [starts_c, starts_(c+1)). Returns starts, first, last.
+    """
+    tops = [np.maximum.reduceat(potential, side.nodes[:-1]) for side, potential in ((x, f), (y, g))]
+    boxes = (x.low, x.high, tops[0], y.low, y.high, tops[1], y.nodes, cut)
+    count, nothing = len(x.degrees), np.empty(0, np.int64)
+    starts = np.zeros(count + 1, np.int64)
+    over_rows(kernels.near_ranges, count, count * len(y.degrees), (1, 0), *boxes, starts[1:], nothing, nothing, False)
+    np.cumsum(starts, out=starts)
+    first, last = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
+    over_rows(kernels.near_ranges, count, count * len(y.degrees), (1, 0), *boxes, starts[:-1], first, last, True)
+    return starts, first, last
 
 
 class NodeKernel:
@@ -103,20 +83,24 @@ class NodeKernel:
 
     def __init__(self, x: Cells, y: Cells, f: Array, g: Array, reg: float, *, single: bool, memory: float) -> None:
         reach = np.log(len(y.points) / x.accuracy)  # what lies beyond sums to the accuracy of the cut at most
-        ranges = _Ranges.near(x, y, f, g, -reach * reg)
-        rows, widths = np.diff(x.nodes), ranges.widths
+        starts, first, last = _near_ranges(x, y, f, g, -reach * reg)
+        cells = np.repeat(np.arange(len(x.degrees)), np.diff(x.nodes))  # of each row
+        total = np.concatenate([[0], np.cumsum(last - first)])
+        offsets = np.concatenate([[0], np.cumsum((total[starts[1:]] - total[starts[:-1]])[cells])])
         self.shape = x.size, y.size
-        self.entries = int((rows * widths).sum())
-        self._ranges = ranges.arrays
-        self.stored_bytes = 0
+        self.entries = int(offsets[-1])
+        self._ranges = cells, starts, first, last
         self._cost = (x.places, np.ascontiguousarray(y.places.T), f, g, 1.0 / reg, single)
-        self._stored: tuple[Array, ...] | None = None
+        self._stored: tuple[Array, Array] | None = None
         dtype = np.dtype(np.float32 if single else np.float64)
         if self.entries * dtype.itemsize <= memory:
-            self.stored_bytes = self.entries * dtype.itemsize
-            offsets = np.concatenate([[0], np.cumsum(rows * widths)])
-            self._stored = offsets, widths, np.empty(self.entries, dtype)
+            self._stored = offsets, np.empty(self.entries, dtype)
             over_rows(kernels.fill, x.size, self.entries, (1, 0), *self._cost, *self._ranges, *self._stored)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Memory that the entries take."""
+        return 0 if self._stored is None else int(self._stored[1].nbytes)
 
     def times(self, v: Array) -> Array:
         """Product with a vector on the nodes of y."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from otbilevel._core.array import Array
-from otbilevel.ot.cells import Cells, PointTree
+from otbilevel.ot.cells import Cells
 from otbilevel.ot.interpolated_kernel import InterpolatedKernel
 from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.point_plan import fine_accuracy
 from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
 
 COARSE = 1e-4
 """Accuracy of the interpolation where single precision is asked for, and in the Laplacian."""
-SHARE_OF_TOLERANCE = 1e-2
-"""Accuracy of the interpolation elsewhere, in terms of the tolerance of the marginals."""
 FAR_COARSE, FAR = 6.0, 3.0
 """How far (in units of reg) f may be from the potential that scaled the kernel before that is done again: a row that is scaled by
 exp(-t) has an error exp(t) times as large."""
@@ -50,22 +47,17 @@ class InterpolatedPlan(RowPlan):
 
     def __init__(self, geometry: PointCloud, a: Array, work: Work, *, tol: float, memory: float) -> None:
         super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
-        self._trees = geometry.trees
-        self._x_order, self._y_order = (Order.of(tree.order) for tree in self._trees)
-        self._a = self._x_order.sort(a)
+        self._x_tree, self._y_tree = geometry.trees
+        self._a = self._x_tree.sort(a)
         self._range = geometry.bounds[1] - geometry.bounds[0]
-        self._accuracy = {True: max(COARSE, SHARE_OF_TOLERANCE * tol), False: SHARE_OF_TOLERANCE * tol}
+        fine = fine_accuracy(tol)
+        self._accuracy = {True: max(COARSE, fine), False: fine}
         self._memory = memory
         self._cuts: dict[tuple[float, bool], tuple[Cells, Cells]] = {}
 
-    def node_pairs(self, reg: float) -> int:
-        """Pairs of nodes that the fine kernel at this reg has at most."""
-        x, y = self._cut(reg, single=False)
-        return x.size * y.size
-
     def restart(self, f: Array | None = None) -> None:
         self._drop_kernels()
-        self._f: Array | None = None if f is None else self._x_order.sort(f)
+        self._f: Array | None = None if f is None else self._x_tree.sort(f)
         self._u: Array | None = None  # row scalings since the last sweep; those of the columns are _v
 
     def _drop_kernels(self) -> None:
@@ -77,7 +69,7 @@ class InterpolatedPlan(RowPlan):
         self._drop_kernels()
         previous = self._f if self._u is None else self._f + self.reg * np.log(self._u)
         self.g, self.reg, self.single, self._base_g = g, reg, single, g
-        sorted_g = self._y_order.sort(g)
+        sorted_g = self._y_tree.sort(g)
         start = self._cold_start(sorted_g, reg) if previous is None else previous
         self._f, self._kernel = self._normalised(start, sorted_g, reg, single=single)
         self._u = np.ones_like(self._a)
@@ -89,7 +81,7 @@ class InterpolatedPlan(RowPlan):
         assert self._kernel is not None  # `sweep` comes first
         assert self._u is not None
         self.work.products += 1
-        v = np.exp(self._y_order.sort(log_v))
+        v = np.exp(self._y_tree.sort(log_v))
         row_sums = self._kernel.times(v)
         self._u = self._u ** (1.0 - relaxation) * row_sums ** (-relaxation)
         self.g = self._base_g + self.reg * log_v
@@ -100,12 +92,12 @@ class InterpolatedPlan(RowPlan):
         assert self._u is not None
         self._v = v
         self.row_error = float((self._a * np.abs(self._u * row_sums - 1.0)).sum())
-        self.column_sums = self._y_order.restore(v * kernel.transposed_times(self._a * self._u))
+        self.column_sums = self._y_tree.restore(v * kernel.transposed_times(self._a * self._u))
 
     def row_potentials(self) -> Array:
         assert self._f is not None
         assert self._u is not None
-        return self._x_order.restore(self._f + self.reg * np.log(self._u))
+        return self._x_tree.restore(self._f + self.reg * np.log(self._u))
 
     def laplacian(self) -> Laplacian:
         """L where the plan is, from the coarse cut.
@@ -117,17 +109,17 @@ class InterpolatedPlan(RowPlan):
         assert u is not None
         if not self.single:
             f = self._f + self.reg * np.log(u)
-            _, kernel = self._normalised(f, self._y_order.sort(self.g), self.reg, single=True)
+            _, kernel = self._normalised(f, self._y_tree.sort(self.g), self.reg, single=True)
             u, v = np.ones_like(u), np.ones_like(v)
         self._hessian, self._hessian_v = kernel, v
-        degree = self._y_order.restore(v * kernel.transposed_times(self._a * u))
-        return Laplacian.of(self, self._x_order.restore(self._a * u * u), degree, np.zeros_like(degree))
+        degree = self._y_tree.restore(v * kernel.transposed_times(self._a * u))
+        return Laplacian.of(self, self._x_tree.restore(self._a * u * u), degree, np.zeros_like(degree))
 
     def product(self, weights: Array, x: Array) -> Array:
         assert self._hessian is not None
         self.work.products += 1
-        image = self._x_order.sort(weights) * self._hessian.times(self._hessian_v * self._y_order.sort(x))
-        return self._y_order.restore(self._hessian_v * self._hessian.transposed_times(image))
+        image = self._x_tree.sort(weights) * self._hessian.times(self._hessian_v * self._y_tree.sort(x))
+        return self._y_tree.restore(self._hessian_v * self._hessian.transposed_times(image))
 
     def _normalised(self, f: Array, g: Array, reg: float, *, single: bool) -> tuple[Array, InterpolatedKernel]:
         """f(g), from a start that need not be close, and the kernel with row sums 1."""
@@ -163,31 +155,6 @@ class InterpolatedPlan(RowPlan):
     def _cut(self, reg: float, *, single: bool) -> tuple[Cells, Cells]:
         if (reg, single) not in self._cuts:
             self._cuts = {key: cells for key, cells in self._cuts.items() if key[0] == reg}
-            self._cuts[reg, single] = cut_both(self._trees, reg, self._accuracy[single])
+            accuracy = self._accuracy[single]
+            self._cuts[reg, single] = self._x_tree.cut(reg, accuracy), self._y_tree.cut(reg, accuracy)
         return self._cuts[reg, single]
-
-
-def cut_both(trees: tuple[PointTree, PointTree], reg: float, accuracy: float) -> tuple[Cells, Cells]:
-    """Cuts of both clouds for the same kernel."""
-    x, y = trees
-    return x.cut(reg, accuracy), y.cut(reg, accuracy)
-
-
-@dataclass(frozen=True)
-class Order:
-    """To the order of a tree, and back."""
-
-    forward: Array
-    backward: Array
-
-    @classmethod
-    def of(cls, order: Array) -> Order:
-        backward = np.empty_like(order)
-        backward[order] = np.arange(len(order))
-        return cls(order, backward)
-
-    def sort(self, values: Array) -> Array:
-        return values[self.forward]
-
-    def restore(self, values: Array) -> Array:
-        return values[self.backward]

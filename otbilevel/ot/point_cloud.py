@@ -59,7 +59,6 @@ class PointCloud(Geometry):
     ((2, 4), (3.0, 3.0))
     """
 
-    dense = False
     COSTS = ("sqeuclidean", "euclidean", "cityblock", "cosine")
 
     def __init__(self, x: Any, y: Any = None, *, cost: str = "sqeuclidean") -> None:

@@ -13,6 +13,8 @@ FEW_PAIRS = 4_000_000
 """Below this, storing a plan is so cheap that nothing is gained by interpolation."""
 WORTHWHILE = 0.25
 """Share of the pairs that pairs of nodes may make up for interpolation to pay."""
+SHARE_OF_TOLERANCE = 1e-2
+"""Accuracy of a fine interpolation in terms of the tolerance of the marginals."""
 LOW_DIMENSION = 3
 """Up to which far cells can be told from near ones, and interpolation has few nodes."""
 
@@ -22,17 +24,21 @@ def check_memory(memory: float) -> None:
     validate.real(memory, "memory", low=0.0)
 
 
+def fine_accuracy(tol: float) -> float:
+    """What a fine interpolation must be accurate to."""
+    return SHARE_OF_TOLERANCE * tol
+
+
 def point_plan(problem: OTProblem, geometry: PointCloud, work: Work, room: Room, *, single: bool, memory: float) -> RowPlan:
     """Interpolated between few nodes where that pays, else stored where it fits the memory, else computed anew in every pass."""
     n, m = geometry.shape
-    entry = 4 if single and geometry.kernels.interpolates else 8
-    fits = entry * n * m <= memory
+    fits = geometry.kernels.plan_itemsize(single=single) * n * m <= memory
     if geometry.interpolable and not (fits and n * m <= FEW_PAIRS):
-        from otbilevel.ot.interpolated_plan import InterpolatedPlan  # noqa: PLC0415 -- brings in numba, which takes a while
+        x, y = (tree.count_nodes(problem.reg, fine_accuracy(problem.tol)) for tree in geometry.trees)
+        if x * y <= WORTHWHILE * n * m or (not fits and geometry.x.shape[1] <= LOW_DIMENSION):
+            from otbilevel.ot.interpolated_plan import InterpolatedPlan  # noqa: PLC0415 -- brings in numba, which takes a while
 
-        plan = InterpolatedPlan(geometry, problem.a, work, tol=problem.tol, memory=memory)
-        if plan.node_pairs(problem.reg) <= WORTHWHILE * n * m or (not fits and geometry.x.shape[1] <= LOW_DIMENSION):
-            return plan
+            return InterpolatedPlan(geometry, problem.a, work, tol=problem.tol, memory=memory)
     if fits:
         return room.plan(geometry, problem.a, work, single=single)
     return LazyPlan(geometry, problem.a, work)

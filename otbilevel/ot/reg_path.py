@@ -35,7 +35,7 @@ def reg_path(
     options: Mapping[str, Any] | None = None,
     raise_on_failure: bool = False,
 ) -> list[OTResult]:
-    """Solve one problem of entropic transport for several values of reg, at little more than the cost of the smallest.
+    """Solve one problem of entropic transport for several values of reg, each from the solutions before.
 
     Parameters
     ----------
@@ -62,10 +62,8 @@ def reg_path(
 
     Raises
     ------
-    ValueError, TypeError
-        When an argument is wrong; the message names it, says what was found and what to do.
-    ConvergenceError
-        When the tolerance is not met and `raise_on_failure` is set.
+    ValueError, TypeError, ConvergenceError
+        As `solve_ot` does.
 
     Warns
     -----
@@ -130,7 +128,7 @@ def _strengths(regs: Any, method: str, geometry: Geometry) -> list[float]:
 def _solution(result: OTResult) -> Start:
     plan = result._plan
     assert isinstance(plan, EntropicPlan)
-    return Start(*plan.unit_potentials, reg=result.reg if result.success else None)
+    return Start(plan.unit_potentials[1], result.reg if result.success else None)
 
 
 def _start(known: list[Start], reg: float) -> Start | None:

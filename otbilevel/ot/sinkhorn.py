@@ -35,8 +35,8 @@ class SinkhornOptions:
     time_limit : float, optional
         Seconds of wall time.
     memory : float
-        Bytes that the plan of a `PointCloud` may take, by default one gigabyte. A plan that does not fit is computed anew in every
-        pass. (The plan beside a cost matrix takes as much as the matrix at most.)
+        Bytes that the plan of a `PointCloud` may take, by default 2^30. A plan that does not fit is computed anew in every pass.
+        The plan beside a cost matrix does not count.
     """
 
     relaxation: float = 1.0
@@ -55,7 +55,7 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
 
     A dense cost gets a stored K in double precision; its scaling passes are products only. When a scaling leaves the range in which
     entries that underflowed in K cannot matter, it is absorbed into g and K computed anew. At small reg this happens at every
-    iteration, which then is the log-domain iteration: one fused sweep. A point cloud stores nothing and always sweeps.
+    iteration, which then is the log-domain iteration: one fused sweep. Beside points the plan is the one that `point_plan` chooses.
     """
     run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=False)

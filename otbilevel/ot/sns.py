@@ -58,8 +58,8 @@ class SNSOptions:
     time_limit : float, optional
         Seconds of wall time.
     memory : float
-        Bytes that the plan of a `PointCloud` may take, by default one gigabyte. A plan that does not fit is computed anew in every
-        pass. (The plan beside a cost matrix takes as much as the matrix at most.)
+        Bytes that the plan of a `PointCloud` may take, by default 2^30. A plan that does not fit is computed anew in every pass.
+        The plan beside a cost matrix does not count.
     """
 
     variant: str = "robust"

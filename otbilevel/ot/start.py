@@ -12,19 +12,18 @@ LONGEST_EXTRAPOLATION = 3.0
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Potentials of the public formula, on the support and for unit mass, up to a constant.
+    """A potential of the public formula, on the support and for unit mass, up to a constant.
 
     Attributes
     ----------
-    f, g : (n,), (m,) float64 arrays
-        The potentials, in units of the cost.
+    g : (m,) float64 array
+        The potential of the columns, in units of the cost: the first sweep computes the best f for it.
     reg : float or None
         The regularisation that they solve the problem for, where it is known.
     before : Start or None
         A solution for a larger reg.
     """
 
-    f: Array
     g: Array
     reg: float | None = None
     before: Start | None = None

@@ -17,6 +17,8 @@ With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels 
 `active_set`                the pairs with f_i + g_j - C_ij > threshold (only where there are sparse kernels)
 ==========================  =====================================================================================================
 
+Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.
+
 `generic` is the truth, in the array API; `cpu` is compiled for NumPy. Setting ``OTBILEVEL_KERNELS=generic`` in the
 environment forces the former.
 """

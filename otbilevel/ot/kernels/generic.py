@@ -75,6 +75,10 @@ def softmax_rows(
     return xp.concat(potentials), xp.concat(rows) if plan is not None else None, sums, row_error
 
 
+def plan_itemsize(*, single: bool) -> int:  # noqa: ARG001 -- plans have double precision
+    return 8
+
+
 def new_plan(shape: tuple[int, int], like: Array, *, single: bool) -> Array:  # noqa: ARG001
     return array_namespace(like).empty(shape, dtype=like.dtype, device=device(like))
 

@@ -59,6 +59,10 @@ def softmax_rows(
     return out, plan, sums[0], row_error
 
 
+def plan_itemsize(*, single: bool) -> int:
+    return 4 if single else 8
+
+
 def new_plan(shape: tuple[int, int], like: np.ndarray, *, single: bool) -> np.ndarray:  # noqa: ARG001
     return np.empty(shape, np.float32 if single else np.float64)
 

@@ -270,7 +270,7 @@ def _slacks(point, yt, f, g, out):
 
 @kernel
 def _row(x, yt, f, g, inv_reg, single, q, first, last, z, z32, out):
-    """out <- exp((f_q + g_l - |x_q - y_l|^2) / reg) for the nodes j of [first, last)."""
+    """out <- exp((f_q + g_l - |x_q - y_l|^2) / reg) for the nodes l of [first, last)."""
     rate = inv_reg * LOG2E
     for strip in range(first, last, STRIP):
         width, at = min(STRIP, last - strip), strip - first
@@ -286,14 +286,11 @@ def _row(x, yt, f, g, inv_reg, single, q, first, last, z, z32, out):
 
 
 @kernel
-def fill(low, high, sums, x, yt, f, g, inv_reg, single, cells, ptr, firsts, lasts, offsets, widths, values):  # noqa: ARG001
-    """Store the kernel between nodes: row q of cell c begins at offsets_c + (q - cells_c) * widths_c, range after range."""
+def fill(low, high, sums, x, yt, f, g, inv_reg, single, cells, ptr, firsts, lasts, offsets, values):  # noqa: ARG001
+    """Store the kernel between nodes: row q, in cell cells_q, begins at offsets_q, range after range."""
     z, z32 = np.empty(STRIP), np.empty(STRIP, np.float32)
-    c = np.searchsorted(cells, low, side="right") - 1
     for q in range(low, high):
-        while q >= cells[c + 1]:
-            c += 1
-        at = offsets[c] + (q - cells[c]) * widths[c]
+        c, at = cells[q], offsets[q]
         for r in range(ptr[c], ptr[c + 1]):
             size = lasts[r] - firsts[r]
             _row(x, yt, f, g, inv_reg, single, q, firsts[r], lasts[r], z, z32, values[at : at + size])
@@ -302,13 +299,10 @@ def fill(low, high, sums, x, yt, f, g, inv_reg, single, cells, ptr, firsts, last
 
 
 @kernel
-def multiply(low, high, sums, cells, ptr, firsts, lasts, offsets, widths, values, v, out):  # noqa: ARG001
+def multiply(low, high, sums, cells, ptr, firsts, lasts, offsets, values, v, out):  # noqa: ARG001
     """out_q <- sum_l K_ql v_l for a stored kernel between nodes."""
-    c = np.searchsorted(cells, low, side="right") - 1
     for q in range(low, high):
-        while q >= cells[c + 1]:
-            c += 1
-        at, total = offsets[c] + (q - cells[c]) * widths[c], 0.0
+        c, at, total = cells[q], offsets[q], 0.0
         for r in range(ptr[c], ptr[c + 1]):
             part, first = 0.0, firsts[r]
             for j in range(lasts[r] - first):
@@ -320,14 +314,11 @@ def multiply(low, high, sums, cells, ptr, firsts, lasts, offsets, widths, values
 
 
 @kernel
-def multiply_transposed(low, high, sums, cells, ptr, firsts, lasts, offsets, widths, values, u):
+def multiply_transposed(low, high, sums, cells, ptr, firsts, lasts, offsets, values, u):
     """sums[0]_l += sum_q K_ql u_q for a stored kernel between nodes."""
     out = sums[0]
-    c = np.searchsorted(cells, low, side="right") - 1
     for q in range(low, high):
-        while q >= cells[c + 1]:
-            c += 1
-        at = offsets[c] + (q - cells[c]) * widths[c]
+        c, at = cells[q], offsets[q]
         for r in range(ptr[c], ptr[c + 1]):
             first = firsts[r]
             for j in range(lasts[r] - first):
@@ -340,11 +331,8 @@ def multiply_transposed(low, high, sums, cells, ptr, firsts, lasts, offsets, wid
 def multiply_lazy(low, high, sums, x, yt, f, g, inv_reg, single, cells, ptr, firsts, lasts, v, out):  # noqa: ARG001
     """As `multiply`, with the kernel computed on the way."""
     z, z32, row = np.empty(STRIP), np.empty(STRIP, np.float32), np.empty(STRIP)
-    c = np.searchsorted(cells, low, side="right") - 1
     for q in range(low, high):
-        while q >= cells[c + 1]:
-            c += 1
-        total = 0.0
+        c, total = cells[q], 0.0
         for r in range(ptr[c], ptr[c + 1]):
             for first in range(firsts[r], lasts[r], STRIP):
                 last = min(first + STRIP, lasts[r])
@@ -361,10 +349,8 @@ def multiply_lazy(low, high, sums, x, yt, f, g, inv_reg, single, cells, ptr, fir
 def multiply_transposed_lazy(low, high, sums, x, yt, f, g, inv_reg, single, cells, ptr, firsts, lasts, u):
     """As `multiply_transposed`, with the kernel computed on the way."""
     z, z32, row, out = np.empty(STRIP), np.empty(STRIP, np.float32), np.empty(STRIP), sums[0]
-    c = np.searchsorted(cells, low, side="right") - 1
     for q in range(low, high):
-        while q >= cells[c + 1]:
-            c += 1
+        c = cells[q]
         for r in range(ptr[c], ptr[c + 1]):
             for first in range(firsts[r], lasts[r], STRIP):
                 last = min(first + STRIP, lasts[r])
