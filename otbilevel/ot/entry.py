@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from otbilevel._core.array import Array
@@ -39,6 +40,7 @@ def enter(plan: RowPlan, run: Run, start: Start | None, easy: float) -> Entry:
     if start is None:
         top, g = (high - low) / 8, problem.xp.zeros_like(problem.b)
         top = top if top > FEWEST * problem.reg else problem.reg
+        top = problem.reg * 2.0 ** round(math.log2(top / problem.reg))
         plan.restart(problem.xp.full_like(problem.a, low))  # the row sums of the first level are then of a good size
         plan.sweep(g, top, single=True)
         return Entry(top, g)

@@ -66,18 +66,18 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
             return
         if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
             return
-        start, reg = plan.g, plan.reg
+        start = plan.g
         direction, clipped, distance = _direction(plan, errors[-1], rule, run)
         if distance > rule.farthest:
             raise TooFarError
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
-            plan.sweep(start, reg, single=rule.single)
+            plan.move(start, single=rule.single)
             if errors[-1] < SMOOTHABLE:
                 return
         if (clipped or length < 1.0) and errors[-1] > SMOOTHABLE:
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
-            plan.sweep(g, reg, single=rule.single)
+            plan.move(g, single=rule.single)
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)
@@ -113,7 +113,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
         return 0.0
     low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
-        plan.sweep(start + length * d, plan.reg, single=rule.single)
+        plan.move(start + length * d, single=rule.single)
         trial = float(xp.vecdot(b - plan.column_sums, d))
         if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or plan.marginal_error(b) < 0.5 * error:
             return length

@@ -22,6 +22,12 @@ from otbilevel.linalg import cg
 from otbilevel.ot.geometry import Geometry
 
 
+SQUARINGS = {2.0: 1, 4.0: 2}
+"""How often entries of K are squared when reg falls by a factor."""
+LARGEST_SCALING = 600.0
+"""Logarithm up to which a scaling neither overflows nor lets K v underflow."""
+
+
 @dataclass
 class Work:
     """Counts of passes over the cost or the plan."""
@@ -127,10 +133,27 @@ class RowPlan(ABC):
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         """Move to the last sweep's g plus reg log v, by products with the K of that sweep."""
 
-    def reaches(self, g: Array) -> bool:
-        """Whether scaling passes may move the plan to `g`."""
+    @property
+    def log_v(self) -> Array:
+        """How far the plan is from the g of its last sweep, in units of reg."""
+        return (self.g - self._base_g) / self.reg
+
+    def admits(self, log_v: Array) -> bool:
+        """Whether a scaling pass may go that far from the last sweep."""
+        low, high = float(self.xp.min(log_v)), float(self.xp.max(log_v))
+        return high - low <= self.reach and max(high, -low) <= LARGEST_SCALING
+
+    def move(self, g: Array, *, single: bool) -> None:
+        """Move to g: where single precision is enough and the K of the last sweep reaches that far by scaling it, else by a sweep."""
         log_v = (g - self._base_g) / self.reg
-        return float(self.xp.max(log_v)) - float(self.xp.min(log_v)) <= self.reach
+        if single and self.admits(log_v):
+            self.scaling_pass(log_v)
+        else:
+            self.sweep(g, self.reg, single=single)
+
+    def lower(self, g: Array, reg: float) -> None:
+        """Move to g at a smaller reg, where single precision or a little less is enough."""
+        self.sweep(g, reg, single=True)
 
     @property
     @abstractmethod
@@ -213,11 +236,15 @@ class StoredPlan(RowPlan):
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
         start = self._f if self._u is None else self.row_potentials()
-        self.g, self.reg, self.single = g, reg, single
-        self._base_g = g
+        self.single = single
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
+        self._arrive(g, reg)
+
+    def _arrive(self, g: Array, reg: float) -> None:
+        """K is that of g, unscaled."""
+        self.g, self.reg, self._base_g = g, reg, g
         self._u, self._v = self.xp.ones_like(self.a), self.xp.ones_like(g)
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
@@ -226,6 +253,23 @@ class StoredPlan(RowPlan):
         self._v = self.xp.exp(log_v)
         self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, self._v, relaxation)
         self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
+
+    def lower(self, g: Array, reg: float) -> None:
+        """By powers of the entries where reg is halved or quartered, which needs neither the cost nor an exponential.
+
+        What underflowed, and the square or fourth power of it, must not matter at g.
+        """
+        squarings = SQUARINGS.get(round(self.reg / reg, 9))
+        log_v = (g - self._base_g) / reg
+        if squarings is None or not (self._stores_single and self.admits(2.0 * log_v)):
+            self.sweep(g, reg, single=True)
+            return
+        self.work.products += 1
+        middle = 0.5 * (self.xp.max(log_v) + self.xp.min(log_v))  # single precision has room for either end then
+        self._k, row_sums, self.column_sums = self.kernels.sharpen(self._k, self.a, self.xp.exp(log_v - middle), squarings)
+        self._f = self._f - reg * (self.xp.log(row_sums) + middle)
+        self._arrive(g, reg)
+        self.single, self.row_error = True, 0.0
 
     def row_potentials(self) -> Array:
         return self._f + self.reg * self.xp.log(self._u)

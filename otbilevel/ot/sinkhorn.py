@@ -14,8 +14,6 @@ from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 
-LARGEST_SCALING = 600.0
-"""Logarithm up to which a scaling neither overflows nor lets K v underflow."""
 LONGEST_STEP = 60.0
 """Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
 STALL_WINDOW = 50
@@ -95,7 +93,7 @@ class _Stop:
 
 
 def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, relaxation: float = 1.0) -> tuple[Array, list[float]]:
-    """Scaling passes on the K of the last sweep, until ``enough(errors)`` or until log v leaves the plan's reach.
+    """Scaling passes on the K of the last sweep, from where the plan is, until ``enough(errors)`` or until log v leaves the plan's reach.
 
     Returns
     -------
@@ -105,16 +103,15 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
         Marginal errors before the first and after each pass.
     """
     xp = plan.xp
-    g, log_b = plan.g, xp.log(b)
+    log_b, log_v = xp.log(b), plan.log_v
     nothing, most = xp.full_like(b, 1e-300), xp.full_like(b, LONGEST_STEP)
-    errors, log_v = [plan.marginal_error(b)], xp.zeros_like(b)
+    errors, base = [plan.marginal_error(b)], plan.g - plan.reg * log_v
     while True:
         log_v = log_v + relaxation * xp.minimum(log_b - xp.log(xp.maximum(plan.column_sums, nothing)), most)
         if len(errors) > 1 and enough(errors):
             break
-        low, high = float(xp.min(log_v)), float(xp.max(log_v))
-        if high - low > plan.reach or max(high, -low) > LARGEST_SCALING:
+        if not plan.admits(log_v):
             break
         plan.scaling_pass(log_v, relaxation)
         errors.append(plan.marginal_error(b))
-    return g + plan.reg * log_v, errors
+    return base + plan.reg * log_v, errors

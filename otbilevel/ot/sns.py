@@ -107,14 +107,14 @@ class Schedule:
     hard: float = 2.0
     patience: float = 0.5
     level: NewtonRule = NewtonRule(tol=5e-3, max_steps=2)
-    final: NewtonRule = NewtonRule(tol=1e-3, max_steps=30)
+    final: NewtonRule = NewtonRule(tol=1e-5, max_steps=30)
     active: bool = True
 
 
 SCHEDULES = (
     Schedule(),
-    Schedule(2.0, 2.0, 0.0, NewtonRule(1e-4, 5), NewtonRule(1e-3, 60), active=False),
-    Schedule(2.0, 2.0, 0.0, NewtonRule(5e-3, 4, max_cg=1500), NewtonRule(1e-3, 200, max_cg=1500), active=False),
+    Schedule(2.0, 2.0, 0.0, NewtonRule(1e-4, 5), NewtonRule(1e-5, 60), active=False),
+    Schedule(2.0, 2.0, 0.0, NewtonRule(5e-3, 4, max_cg=1500), NewtonRule(1e-5, 200, max_cg=1500), active=False),
 )
 """The first does nearly always; the others are for runs that stalled, which happens with tied costs at very small reg."""
 
@@ -190,7 +190,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
         if not run.report(plan) or (last and run.error(plan) <= CERTIFIED_FROM):
             return g, run.error(plan)
         g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
-        if not plan.reaches(g):
+        if not plan.admits((g - plan.g) / reg + plan.log_v):
             plan.sweep(g, reg, single=True)
             errors.append(run.error(plan))
         if last or run.stopped:
@@ -206,7 +206,10 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
         slope = 0.0 if previous is None else (lower - reg) / (reg - previous[0])
         previous, g = (reg, g), g if previous is None else g + slope * (g - previous[1])
         reg = lower
-        plan.sweep(g, reg, single=True)
+        if reg > problem.reg:
+            plan.lower(g, reg)
+        else:
+            plan.sweep(g, reg, single=True)
 
 
 @dataclass(frozen=True)

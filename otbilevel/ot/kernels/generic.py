@@ -90,6 +90,14 @@ def scaling_pass(plan: Array, a: Array, u: Array, v: Array, relaxation: float) -
     return u, (a * u) @ plan, float(xp.sum(a * xp.abs(u * row_sums - 1.0)))
 
 
+def sharpen(plan: Array, a: Array, v: Array, squarings: int) -> tuple[Array, Array, Array]:
+    xp = array_namespace(plan)
+    plan = plan ** (2**squarings) * v[None, :]
+    row_sums = xp.sum(plan, axis=1)
+    plan = plan / row_sums[:, None]
+    return plan, row_sums, a @ plan
+
+
 def laplacian_product(plan: Array, weights: Array, x: Array) -> Array:
     return (weights * (plan @ x)) @ plan
 

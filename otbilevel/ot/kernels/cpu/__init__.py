@@ -76,6 +76,13 @@ def scaling_pass(
     return out, sums[0], row_error
 
 
+def sharpen(plan: np.ndarray, a: np.ndarray, v: np.ndarray, squarings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n, m = plan.shape
+    row_sums, factors = np.empty(n), v.astype(plan.dtype)
+    sums, _ = over_rows(stored.sharpen, n, _products(2 * n * m), (1, m), plan, a, factors, squarings, row_sums)
+    return plan, row_sums, sums[0]
+
+
 def laplacian_product(plan: np.ndarray, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     n, m = plan.shape
     return over_rows(stored.laplacian_product, n, _products(n * m), (1, m), plan, weights, x)[0][0]

@@ -9,10 +9,9 @@ import numpy as np
 from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
 from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
-from otbilevel.ot.kernels.cpu.stored import add4
+from otbilevel.ot.kernels.cpu.stored import add4, scaled
 
 LARGEST = np.finfo(np.float64).max
-TINY32, TINY64 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).tiny)
 HEADROOM = 20.0
 """Added to the exponents at a warm start: single precision reaches further up than it needs to, and less far down."""
 SMALLEST_SUM, LARGEST_SUM = 1e-8, 1e30
@@ -88,18 +87,6 @@ def exponentials(row, g, shift, rate, x):
             x[j] = exp2(x[j])
             total += x[j]
     return np.float64(total)
-
-
-@inlined
-def scaled(x, scale, out):
-    """out <- scale x, multiplied in the precision of x.
-
-    Subnormal numbers become zeros: with their few digits they would spoil Newton's steps where weights differ by many orders.
-    """
-    factor, smallest, zero = x.dtype.type(scale), x.dtype.type(TINY32 if out.itemsize == 4 else TINY64), x.dtype.type(0)
-    for j in range(len(x)):
-        value = x[j] * factor
-        out[j] = value if value >= smallest else zero
 
 
 @kernel

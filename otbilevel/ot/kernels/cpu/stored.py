@@ -7,6 +7,8 @@ import numpy as np
 
 from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 
+TINY32, TINY64 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).tiny)
+
 
 @inlined
 def _dot4(plan, i, v):
@@ -24,6 +26,18 @@ def add4(plan, i, s0, s1, s2, s3, out):
     """out += the rows i, ..., i + 3, weighted."""
     for j in range(len(out)):
         out[j] += s0 * plan[i, j] + s1 * plan[i + 1, j] + s2 * plan[i + 2, j] + s3 * plan[i + 3, j]
+
+
+@inlined
+def scaled(x, scale, out):
+    """out <- scale x, multiplied in the precision of x.
+
+    Subnormal numbers become zeros: with their few digits they would spoil Newton's steps where weights differ by many orders.
+    """
+    factor, smallest, zero = x.dtype.type(scale), x.dtype.type(TINY32 if out.itemsize == 4 else TINY64), x.dtype.type(0)
+    for j in range(len(x)):
+        value = x[j] * factor
+        out[j] = value if value >= smallest else zero
 
 
 @inlined
@@ -75,6 +89,32 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
             _add(plan, i, a[i] * u[i], columns)
             i += 1
     return row_error
+
+
+@kernel
+def sharpen(low, high, sums, plan, a, v, squarings, row_sums):
+    """K_ij <- K_ij^2 or ^4 times v_j, divided by the row sums r_i of that; sums[0] += K'a. `v` has the dtype of `plan`."""
+    columns, weights, x = sums[0], np.empty(4), np.zeros((4, len(v)), plan.dtype)
+    for first in range(low, high, 4):
+        rows = min(4, high - first)
+        weights[:] = 0.0
+        for r in range(rows):
+            k, out, total = plan[first + r], x[r], plan.dtype.type(0)
+            if squarings == 1:
+                for j in range(len(v)):
+                    out[j] = k[j] * k[j] * v[j]
+                    total += out[j]
+            else:
+                for j in range(len(v)):
+                    square = k[j] * k[j]
+                    out[j] = square * square * v[j]
+                    total += out[j]
+            row_sums[first + r] = total
+            weights[r] = a[first + r] / total
+        add4(x, 0, weights[0], weights[1], weights[2], weights[3], columns)
+        for r in range(rows):
+            scaled(x[r], 1.0 / row_sums[first + r], plan[first + r])
+    return 0.0
 
 
 @kernel
