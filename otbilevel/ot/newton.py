@@ -55,6 +55,11 @@ class NewtonRule:
     abandon: Callable[[], bool] = _never
     farthest: float = math.inf
 
+    @property
+    def accuracy(self) -> float:
+        """That of the marginal error in double precision."""
+        return 0.1 * self.tol
+
 
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
     """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
@@ -72,12 +77,12 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
             raise TooFarError
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
-            plan.move(start, single=rule.single)
+            plan.move(start, single=rule.single, accuracy=rule.accuracy)
             if errors[-1] < SMOOTHABLE:
                 return
         if (clipped or length < 1.0) and errors[-1] > SMOOTHABLE:
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
-            plan.move(g, single=rule.single)
+            plan.move(g, single=rule.single, accuracy=rule.accuracy)
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)
@@ -113,7 +118,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
         return 0.0
     low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
-        plan.move(start + length * d, single=rule.single)
+        plan.move(start + length * d, single=rule.single, accuracy=rule.accuracy)
         trial = float(xp.vecdot(b - plan.column_sums, d))
         if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or plan.marginal_error(b) < 0.5 * error:
             return length

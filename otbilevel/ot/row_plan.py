@@ -11,6 +11,7 @@ Here g carries the weight b: it is the potential of the public formula plus reg 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from otbilevel.ot.geometry import Geometry
 
 SQUARINGS = {2.0: 1, 4.0: 2}
 """How often entries of K are squared when reg falls by a factor."""
+SINGLE_EPS = 2.0**-24
+"""Relative rounding error of a number in single precision."""
+LARGEST_GROWTH = 1.0
+"""Of v - 1 where only that is rounded."""
 LARGEST_SCALING = 600.0
 """Logarithm up to which a scaling neither overflows nor lets K v underflow."""
 
@@ -143,8 +148,11 @@ class RowPlan(ABC):
         low, high = float(self.xp.min(log_v)), float(self.xp.max(log_v))
         return high - low <= self.reach and max(high, -low) <= LARGEST_SCALING
 
-    def move(self, g: Array, *, single: bool) -> None:
-        """Move to g: where single precision is enough and the K of the last sweep reaches that far by scaling it, else by a sweep."""
+    def move(self, g: Array, *, single: bool, accuracy: float) -> None:
+        """Move to g by scaling the K of the last sweep if that will do, else by a sweep.
+
+        It does in its reach where single precision is enough, and where the L1 error of the column sums is at most `accuracy`.
+        """
         log_v = (g - self._base_g) / self.reg
         if single and self.admits(log_v):
             self.scaling_pass(log_v)
@@ -241,11 +249,29 @@ class StoredPlan(RowPlan):
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
         self._arrive(g, reg)
+        self._exact_sums = None if single or relaxation != 1.0 else self.column_sums
 
     def _arrive(self, g: Array, reg: float) -> None:
         """K is that of g, unscaled."""
         self.g, self.reg, self._base_g = g, reg, g
         self._u, self._v = self.xp.ones_like(self.a), self.xp.ones_like(g)
+        self._exact_sums: Array | None = None  # column sums in double precision, of rows that sum to 1
+
+    def move(self, g: Array, *, single: bool, accuracy: float) -> None:
+        growth = self.xp.expm1((g - self._base_g) / self.reg)
+        if single or self._exact_sums is None or not self._rounding_of_shift(growth) <= accuracy:
+            super().move(g, single=single, accuracy=accuracy)
+            return
+        self.work.products += 1
+        change, sums = self.kernels.shift_pass(self._k, self.a, growth)
+        self._u, self._v, self.g = 1.0 + change, 1.0 + growth, g
+        self.column_sums, self.row_error, self.single = self._v * (self._exact_sums + sums), 0.0, False
+
+    def _rounding_of_shift(self, growth: Array) -> float:
+        """L1 error of the column sums that v = 1 + growth makes: that of K, times u - 1 and v - 1, weighted by the plan."""
+        if float(self.xp.max(self.xp.abs(growth))) > LARGEST_GROWTH:
+            return math.inf
+        return 3.0 * SINGLE_EPS * float(self.xp.vecdot(self._exact_sums, self.xp.abs(growth)))
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1

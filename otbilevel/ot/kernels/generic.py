@@ -90,6 +90,12 @@ def scaling_pass(plan: Array, a: Array, u: Array, v: Array, relaxation: float) -
     return u, (a * u) @ plan, float(xp.sum(a * xp.abs(u * row_sums - 1.0)))
 
 
+def shift_pass(plan: Array, a: Array, growth: Array) -> tuple[Array, Array]:
+    shares = plan @ growth
+    change = -shares / (1.0 + shares)
+    return change, (a * change) @ plan
+
+
 def sharpen(plan: Array, a: Array, v: Array, squarings: int) -> tuple[Array, Array, Array]:
     xp = array_namespace(plan)
     plan = plan ** (2**squarings) * v[None, :]

@@ -76,6 +76,13 @@ def scaling_pass(
     return out, sums[0], row_error
 
 
+def shift_pass(plan: np.ndarray, a: np.ndarray, growth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n, m = plan.shape
+    change = np.empty(n)
+    sums, _ = over_rows(stored.shift_pass, n, _products(n * m), (1, m), plan, a, growth, change)
+    return change, sums[0]
+
+
 def sharpen(plan: np.ndarray, a: np.ndarray, v: np.ndarray, squarings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, m = plan.shape
     row_sums, factors = np.empty(n), v.astype(plan.dtype)

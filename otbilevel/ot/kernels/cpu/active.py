@@ -78,6 +78,19 @@ def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):
 
 
 @kernel
+def shift_pass(low, high, sums, indptr, indices, plan, a, growth, change):
+    """As `stored.shift_pass`."""
+    for i in range(low, high):
+        s = 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            s += plan[k] * growth[indices[k]]
+        change[i] = -s / (1.0 + s)
+        for k in range(indptr[i], indptr[i + 1]):
+            sums[0, indices[k]] += a[i] * change[i] * plan[k]
+    return 0.0
+
+
+@kernel
 def laplacian_product(low, high, sums, indptr, indices, plan, weights, x):
     """As `stored.laplacian_product`."""
     for i in range(low, high):

@@ -63,6 +63,14 @@ def scaling_pass(
     return out, sums[0], row_error
 
 
+def shift_pass(plan: ActivePlan, a: np.ndarray, growth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pattern, values = plan
+    n, m = pattern.shape
+    change = np.empty(n)
+    sums, _ = over_rows(active.shift_pass, n, len(values), (1, m), pattern.indptr, pattern.indices, values, a, growth, change)
+    return change, sums[0]
+
+
 def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     pattern, values = plan
     n, m = pattern.shape

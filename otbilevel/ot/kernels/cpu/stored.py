@@ -92,6 +92,25 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
 
 
 @kernel
+def shift_pass(low, high, sums, plan, a, growth, change):
+    """change = u - 1 where u = 1/(K v) and growth = v - 1, for a K with row sums 1; sums[0] += K' (a change)."""
+    i, columns = low, sums[0]
+    while i < high:
+        if i + 4 <= high:
+            s0, s1, s2, s3 = _dot4(plan, i, growth)
+            change[i], change[i + 1] = -s0 / (1.0 + s0), -s1 / (1.0 + s1)
+            change[i + 2], change[i + 3] = -s2 / (1.0 + s2), -s3 / (1.0 + s3)
+            add4(plan, i, a[i] * change[i], a[i + 1] * change[i + 1], a[i + 2] * change[i + 2], a[i + 3] * change[i + 3], columns)
+            i += 4
+        else:
+            s = _dot(plan, i, growth)
+            change[i] = -s / (1.0 + s)
+            _add(plan, i, a[i] * change[i], columns)
+            i += 1
+    return 0.0
+
+
+@kernel
 def sharpen(low, high, sums, plan, a, v, squarings, row_sums):
     """K_ij <- K_ij^2 or ^4 times v_j, divided by the row sums r_i of that; sums[0] += K'a. `v` has the dtype of `plan`."""
     columns, weights, x = sums[0], np.empty(4), np.zeros((4, len(v)), plan.dtype)
