@@ -20,6 +20,9 @@ SMOOTHABLE = 1e-6
 STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
+SHARE_OF_TOLERANCE = 0.1
+"""How accurate an error must be that ends the steps."""
+
 
 class TooFarError(Exception):
     """The solution is further away than Newton's method should start, as the rule's `farthest` sees it."""
@@ -55,11 +58,6 @@ class NewtonRule:
     abandon: Callable[[], bool] = _never
     farthest: float = math.inf
 
-    @property
-    def accuracy(self) -> float:
-        """That of the marginal error in double precision."""
-        return 0.1 * self.tol
-
 
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
     """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
@@ -77,12 +75,12 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
             raise TooFarError
         length = _line_search(plan, b, direction, errors[-1], rule)
         if length == 0.0:
-            plan.move(start, single=rule.single, accuracy=rule.accuracy)
+            plan.move(start, single=rule.single)
             if errors[-1] < SMOOTHABLE:
                 return
         if (clipped or length < 1.0) and errors[-1] > SMOOTHABLE:
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
-            plan.move(g, single=rule.single, accuracy=rule.accuracy)
+            plan.move(g, single=rule.single)
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)
@@ -118,7 +116,7 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
         return 0.0
     low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
-        plan.move(start + length * d, single=rule.single, accuracy=rule.accuracy)
+        _try(plan, b, start + length * d, rule)
         trial = float(xp.vecdot(b - plan.column_sums, d))
         if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or plan.marginal_error(b) < 0.5 * error:
             return length
@@ -130,3 +128,10 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
         share = 0.5 if trial * previous > 0 else min(max(slope_low / (slope_low - slope_high), 0.1), 0.9)
         length, previous = low + (high - low) * share, trial
     return 0.0
+
+
+def _try(plan: RowPlan, b: Array, g: Array, rule: NewtonRule) -> None:
+    """Move `plan` to g. Where that turns out to be the end, a sweep in double precision is saved."""
+    ended = not rule.single and plan.shift(g, SHARE_OF_TOLERANCE * rule.tol)
+    if not (ended and plan.marginal_error(b) <= (1.0 - SHARE_OF_TOLERANCE) * rule.tol):
+        plan.move(g, single=rule.single)

@@ -148,16 +148,17 @@ class RowPlan(ABC):
         low, high = float(self.xp.min(log_v)), float(self.xp.max(log_v))
         return high - low <= self.reach and max(high, -low) <= LARGEST_SCALING
 
-    def move(self, g: Array, *, single: bool, accuracy: float) -> None:
-        """Move to g by scaling the K of the last sweep if that will do, else by a sweep.
-
-        It does in its reach where single precision is enough, and where the L1 error of the column sums is at most `accuracy`.
-        """
+    def move(self, g: Array, *, single: bool) -> None:
+        """Move to g: where single precision is enough and the K of the last sweep reaches that far by scaling it, else by a sweep."""
         log_v = (g - self._base_g) / self.reg
         if single and self.admits(log_v):
             self.scaling_pass(log_v)
         else:
             self.sweep(g, self.reg, single=single)
+
+    def shift(self, g: Array, accuracy: float) -> bool:  # noqa: ARG002 -- for plans that can
+        """Move to g near the last sweep without another one, if the L1 error of the column sums is then at most `accuracy`."""
+        return False
 
     def lower(self, g: Array, reg: float) -> None:
         """Move to g at a smaller reg, where single precision or a little less is enough."""
@@ -257,15 +258,16 @@ class StoredPlan(RowPlan):
         self._u, self._v = self.xp.ones_like(self.a), self.xp.ones_like(g)
         self._exact_sums: Array | None = None  # column sums in double precision, of rows that sum to 1
 
-    def move(self, g: Array, *, single: bool, accuracy: float) -> None:
+    def shift(self, g: Array, accuracy: float) -> bool:
+        """By scaling K in terms of u - 1 and v - 1: what single precision does to it is then multiplied by these."""
         growth = self.xp.expm1((g - self._base_g) / self.reg)
-        if single or self._exact_sums is None or not self._rounding_of_shift(growth) <= accuracy:
-            super().move(g, single=single, accuracy=accuracy)
-            return
+        if self._exact_sums is None or not self._rounding_of_shift(growth) <= accuracy:
+            return False
         self.work.products += 1
         change, sums = self.kernels.shift_pass(self._k, self.a, growth)
         self._u, self._v, self.g = 1.0 + change, 1.0 + growth, g
         self.column_sums, self.row_error, self.single = self._v * (self._exact_sums + sums), 0.0, False
+        return True
 
     def _rounding_of_shift(self, growth: Array) -> float:
         """L1 error of the column sums that v = 1 + growth makes: that of K, times u - 1 and v - 1, weighted by the plan."""
