@@ -1,30 +1,33 @@
 """Conjugate gradients on the Laplacian of a stored plan, compiled as one loop: at n = 500 half of an interpreted step is overhead.
 
-L = diag(degree) - V K' diag(weights) K V with V = diag(columns) is preconditioned by its diagonal, and where that takes
-long by a coarse space in addition. `linalg.cg` is the truth.
+L = diag(degree) - V K' diag(weights) K V with V = diag(columns) is preconditioned by its diagonal, by what earlier steps have found
+out about its smallest eigenvalues (`ritz`), and where that takes long nevertheless by clusters of columns (`coarse`).
+`linalg.cg` is the truth.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
-from otbilevel.ot.kernels.cpu import active, stored
-from otbilevel.ot.kernels.cpu.coarse import MOST_CLUSTERS, Coarse, build, clusters, nothing, price
+from otbilevel.ot.kernels.cpu import active, coarse, ritz, stored
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
 STEPS_WORTH = 20_000_000
 """Work between two looks at the clock, in entries of a dense product: some three milliseconds."""
-PATIENCE = 40
-"""Steps that are quick enough without a new coarse space."""
+CYCLE = 150
+"""Steps after which a solve starts anew with what it has learnt."""
+RECORDED = 2**23
+"""Numbers kept of the steps of a cycle: 32 megabytes."""
+FEWEST_STEPS = 16
+"""Steps from which something is learnt."""
 
 
 def add_product(plan, weights, x, sums):
@@ -39,25 +42,48 @@ def _add_product(plan, weights, x, sums):  # noqa: ARG001 -- numba wants the sam
     return lambda plan, weights, x, sums: active.laplacian_product(0, len(weights), sums, plan[0], plan[1], plan[2], weights, x)
 
 
+class Record(NamedTuple):
+    """What is kept of the steps of a solve: as many as there is room for.
+
+    Attributes
+    ----------
+    basis : (k, m) float32 array
+        The preconditioned residuals z, divided by sqrt(r'z).
+    alpha, beta : (k,) arrays
+        The coefficients of the steps.
+    """
+
+    basis: np.ndarray
+    alpha: np.ndarray
+    beta: np.ndarray
+
+
 @kernel
-def precondition(r, inverse_diagonal, coarse, out):
-    """out <- M^-1 r, see `coarse`."""
-    labels, inverse = coarse
+def precondition(r, inverse_diagonal, memory, out):
+    """out <- M^-1 r, the sum of the three."""
+    (labels, inverse), (vectors, weights) = memory
     count = len(inverse)
-    sums = np.zeros(count)
-    for j in range(len(r)):
-        sums[labels[j]] += r[j]
-    corrections = np.zeros(count)
-    for k in range(count):
-        for j in range(count):
-            corrections[j] += inverse[k, j] * sums[k]
+    sums, corrections = np.zeros(count), np.zeros(count)
+    if count > 1:
+        for j in range(len(r)):
+            sums[labels[j]] += r[j]
+        for k in range(count):
+            for j in range(count):
+                corrections[j] += inverse[k, j] * sums[k]
     for j in range(len(r)):
         out[j] = inverse_diagonal[j] * r[j] + corrections[labels[j]]
+    for k in range(len(weights)):
+        share = 0.0
+        for j in range(len(r)):
+            share += vectors[k, j] * r[j]
+        share *= weights[k]
+        for j in range(len(r)):
+            out[j] += share * vectors[k, j]
 
 
 @kernel
-def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
-    """One step, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
+def advance(product, degree, inverse_diagonal, memory, x, r, p, rz, record, done):
+    """Step number `done`, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
 
     Returns r'z and the L1 norm of r after it. The norm is -1 where the iteration must end: the curvature is not above its rounding,
     and nothing moved, or r'z is not positive.
@@ -77,27 +103,34 @@ def advance(product, degree, inverse_diagonal, coarse, x, r, p, rz):
         r[j] -= alpha * product[j]
         size += abs(r[j])
     z = product
-    precondition(r, inverse_diagonal, coarse, z)
+    precondition(r, inverse_diagonal, memory, z)
     for j in range(len(p)):
         following += r[j] * z[j]
     beta = following / rz
     for j in range(len(p)):
         p[j] = z[j] + beta * p[j]
+    basis, alphas, betas = record
+    if done < len(basis):
+        alphas[done], betas[done] = alpha, beta
+    if done + 1 < len(basis) and following > 0.0:
+        scale = 1.0 / np.sqrt(following)
+        for j in range(len(p)):
+            basis[done + 1, j] = scale * z[j]
     return following, (size if following > 0.0 or size == 0.0 else -1.0)
 
 
 @kernel
-def steps(most, target, plan, weights, columns, degree, inverse_diagonal, coarse, x, r, p, rz, size):
-    """Up to `most` steps until the L1 norm of r is at most `target`. Returns their number, r'z and the norm as `advance` does."""
+def steps(first, last, target, plan, weights, columns, degree, inverse_diagonal, memory, x, r, p, rz, record, size):
+    """Steps number `first` up to `last` until the L1 norm of r is at most `target`. Returns the next, r'z and the norm."""
     scaled, sums = np.empty(len(p)), np.empty((1, len(p)))
-    done = 0
-    while done < most and size > target:
+    done = first
+    while done < last and size > target:
         for j in range(len(p)):
             scaled[j], sums[0, j] = columns[j] * p[j], 0.0
         add_product(plan, weights, scaled, sums)
         for j in range(len(p)):
             sums[0, j] *= columns[j]
-        rz, size = advance(sums[0], degree, inverse_diagonal, coarse, x, r, p, rz)
+        rz, size = advance(sums[0], degree, inverse_diagonal, memory, x, r, p, rz, record, done)
         done += 1
     return done, rz, size
 
@@ -108,14 +141,32 @@ class Memory:
 
     Attributes
     ----------
-    coarse : Coarse
-        The coarse space.
+    clusters : coarse.Coarse
+        Clusters of columns.
+    subspace : ritz.Subspace
+        Ritz pairs of what the clusters leave.
     spent : float
-        What steps beyond the first `PATIENCE` of each solve have cost since it was made, in entries of a dense product.
+        What steps beyond the first cycle of each solve have cost since the clusters were made, in entries of a dense product.
     """
 
-    coarse: Coarse
+    clusters: coarse.Coarse
+    subspace: ritz.Subspace
     spent: float = 0.0
+
+    @classmethod
+    def empty(cls, m: int) -> Memory:
+        """Jacobi's preconditioner alone."""
+        return cls(coarse.nothing(m), ritz.nothing(m))
+
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """As compiled code takes it."""
+        return tuple(self.clusters), tuple(self.subspace)
+
+    @property
+    def cost(self) -> int:
+        """Work of an application, in entries of a dense product."""
+        return len(self.clusters.inverse) ** 2 + 2 * self.subspace.vectors.size
 
 
 def solve(
@@ -136,31 +187,47 @@ def solve(
     """Solve L x = b until the L1 norm of the residual is `tol` times that of b, at most `max_iter` steps, or `interrupt()`.
 
     `step_cost` is that of a product in entries of a dense one. `threaded(y)` is K' diag(weights) K y by several threads, None
-    when one is enough. A new coarse space is made as soon as slow steps have cost as much as it will. Returns x, the number
+    when one is enough. Clusters are made, or made anew, as soon as slow steps have cost as much as that will. Returns x, the number
     of steps, and the memory for the next solve.
     """
     n, m = len(weights), len(b)
-    memory = memory or Memory(nothing(m))
+    memory = memory or Memory.empty(m)
     x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
-    size, rz = float(np.abs(r).sum()), 0.0
-    target, nit, ask = tol * size, 0, max(1, int(STEPS_WORTH / (step_cost + len(memory.coarse.inverse) ** 2)))
-    found, cost, restart = None, math.inf, True
-    while size > target and nit < max_iter and not interrupt():
-        if nit >= PATIENCE and found is None:
-            found = clusters(plan, n, columns)
-            cost = price(n, m, found[1]) if 1 < found[1] <= MOST_CLUSTERS else math.inf
-        if found is not None and memory.spent >= cost:
-            memory = Memory(build(plan, weights, columns, *found) or memory.coarse)
-            cost, restart = math.inf, True
-        if restart:
-            precondition(r, inverse_diagonal, tuple(memory.coarse), p)
-            rz, restart = float(r @ p), False
-        state = degree, inverse_diagonal, tuple(memory.coarse), x, r, p, rz
-        if threaded is None:
-            most = min(ask, max_iter - nit, PATIENCE - nit if found is None else max_iter)
-            done, rz, size = steps(most, target, plan, weights, columns, *state, size)
-        else:
-            done, (rz, size) = 1, advance(columns * threaded(columns * p), *state)
+    size, nit, moving = float(np.abs(r).sum()), 0, True
+    target, room = tol * size, max(2, min(CYCLE, RECORDED // m))
+    record = Record(np.empty((room, m), np.float32), np.empty(room), np.empty(room))
+    while size > target and moving and nit < max_iter and not interrupt():
+        if nit > 0:
+            memory = _with_clusters(memory, plan, n, weights, columns)
+        parts = memory.parts
+        precondition(r, inverse_diagonal, parts, p)
+        rz, done, last = float(r @ p), 0, min(CYCLE, max_iter - nit)
+        if not 0.0 < rz < np.inf:
+            break
+        record.basis[0] = p / np.sqrt(rz)
+        at_once = max(1, int(STEPS_WORTH / (step_cost + memory.cost)))
+        while moving and size > target and done < last and not interrupt():
+            state = degree, inverse_diagonal, parts, x, r, p, rz, tuple(record)
+            if threaded is None:
+                done, rz, left = steps(done, min(done + at_once, last), target, plan, weights, columns, *state, size)
+            else:
+                rz, left = advance(columns * threaded(columns * p), *state, done)
+                done += 1
+            moving = left >= 0.0
+            size = left if moving else size
+        memory.spent += done * step_cost if nit > 0 else 0.0
         nit += done
-        memory.spent += done * step_cost if nit > PATIENCE else 0.0
+        if done >= FEWEST_STEPS:
+            memory.subspace = ritz.extended(memory.subspace, *record, min(done if moving else done - 1, room))
     return x, nit, memory
+
+
+def _with_clusters(memory: Memory, plan: Any, n: int, weights: np.ndarray, columns: np.ndarray) -> Memory:
+    """Forget the subspace and make new clusters when that has become worth its price."""
+    if memory.spent < 10.0 * n * len(columns):
+        return memory
+    found = coarse.clusters(plan, n, columns)
+    if not (1 < found[1] <= coarse.MOST_CLUSTERS and memory.spent >= coarse.price(n, len(columns), found[1])):
+        return memory
+    built = coarse.build(plan, weights, columns, *found)
+    return Memory(built or memory.clusters, ritz.nothing(len(columns)))
