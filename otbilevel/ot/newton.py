@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from otbilevel._core.array import Array
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
-from otbilevel.ot.sinkhorn import scale
+from otbilevel.ot.sinkhorn import half_step, scale
 
 CLIP = 6.0
 """Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
 SMOOTHING_PASSES = 3
 """Scaling passes after a step that was cut."""
 SMOOTHABLE = 1e-6
-"""Error below which these passes, on a K in single precision, would do harm; a step that fails there is the last."""
+"""Error below which these passes, on a K in single precision, would do harm: sweeps take their place."""
 STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
@@ -62,7 +62,7 @@ class NewtonRule:
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
     """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
     b = run.problem.b
-    errors = [run.error(plan)]
+    errors, radius = [run.error(plan)], CLIP
     run.offer(plan)
     for step in range(rule.max_steps):
         if errors[-1] <= rule.tol or run.stopped or rule.abandon() or not math.isfinite(errors[-1]):
@@ -70,17 +70,20 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         if step >= STALL_WINDOW and errors[-1] > 0.5 * errors[step - STALL_WINDOW]:
             return
         start = plan.g
-        direction, clipped, distance = _direction(plan, errors[-1], rule, run)
+        direction, clipped, distance = _direction(plan, errors[-1], rule, run, radius)
         if distance > rule.farthest:
             raise TooFarError
         length = _line_search(plan, b, direction, errors[-1], rule)
+        radius = 2.0 * radius if clipped and length >= 1.0 else CLIP
         if length == 0.0:
             plan.move(start, single=rule.single)
-            if errors[-1] < SMOOTHABLE:
-                return
-        if (clipped or length < 1.0) and errors[-1] > SMOOTHABLE:
+        if errors[-1] > SMOOTHABLE and (clipped or length < 1.0):
             g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
             plan.move(g, single=rule.single)
+        elif length == 0.0:
+            _smooth(plan, b)
+            if not run.error(plan) < errors[-1]:
+                return
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)
@@ -89,7 +92,14 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
             raise TooFarError
 
 
-def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple[Array, bool, float]:
+def _smooth(plan: RowPlan, b: Array) -> None:
+    """Sinkhorn's iterations in double precision, which move a column of little weight as far as it needs."""
+    log_b = plan.xp.log(b)
+    for _ in range(SMOOTHING_PASSES):
+        plan.sweep(plan.g + plan.reg * half_step(plan, log_b), plan.reg)
+
+
+def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: float) -> tuple[Array, bool, float]:
     """Solve L x = b - c to an accuracy that suits the present error.
 
     Returns reg x, whether it had to be clipped, and the mean of |x| over b before that.
@@ -101,8 +111,8 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run) -> tuple
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
     d = x - xp.sort(x)[b.shape[0] // 2]  # the gauge in which most potentials stay
-    clipped = float(xp.max(xp.abs(d))) > CLIP
-    return plan.reg * (xp.clip(d, -CLIP, CLIP) if clipped else d), clipped, float(xp.sum(b * xp.abs(d)))
+    clipped = float(xp.max(xp.abs(d))) > radius
+    return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, float(xp.sum(b * xp.abs(d)))
 
 
 def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:

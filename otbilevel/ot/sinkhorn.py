@@ -104,10 +104,9 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
     """
     xp = plan.xp
     log_b, log_v = xp.log(b), plan.log_v
-    nothing, most = xp.full_like(b, 1e-300), xp.full_like(b, LONGEST_STEP)
     errors, base = [plan.marginal_error(b)], plan.g - plan.reg * log_v
     while True:
-        log_v = log_v + relaxation * xp.minimum(log_b - xp.log(xp.maximum(plan.column_sums, nothing)), most)
+        log_v = log_v + relaxation * half_step(plan, log_b)
         if len(errors) > 1 and enough(errors):
             break
         if not plan.admits(log_v):
@@ -115,3 +114,10 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
         plan.scaling_pass(log_v, relaxation)
         errors.append(plan.marginal_error(b))
     return base + plan.reg * log_v, errors
+
+
+def half_step(plan: RowPlan, log_b: Array) -> Array:
+    """How far g has to move, in units of reg, for exact column sums."""
+    xp = plan.xp
+    log_sums = xp.log(xp.maximum(plan.column_sums, xp.full_like(log_b, 1e-300)))
+    return xp.minimum(log_b - log_sums, xp.full_like(log_b, LONGEST_STEP))

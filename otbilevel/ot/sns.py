@@ -99,8 +99,8 @@ class Schedule:
         Newton steps at hard levels.
     final : NewtonRule
         Newton steps at the target, before the certified ones.
-    active : bool
-        Whether the active set may be used.
+    first : bool
+        Whether it is the first try: the active set, single precision and powers of the plan's entries may then be used.
     """
 
     easy: float = 4.0
@@ -108,15 +108,16 @@ class Schedule:
     patience: float = 0.5
     level: NewtonRule = NewtonRule(tol=5e-3, max_steps=2)
     final: NewtonRule = NewtonRule(tol=1e-5, max_steps=30)
-    active: bool = True
+    first: bool = True
 
 
 SCHEDULES = (
     Schedule(),
-    Schedule(2.0, 2.0, 0.0, NewtonRule(1e-4, 5), NewtonRule(1e-5, 60), active=False),
-    Schedule(2.0, 2.0, 0.0, NewtonRule(5e-3, 4, max_cg=1500), NewtonRule(1e-5, 200, max_cg=1500), active=False),
+    Schedule(1.4, 1.4, 0.0, NewtonRule(1e-8, 30), NewtonRule(1e-5, 60), first=False),
+    Schedule(1.2, 1.2, 0.0, NewtonRule(1e-7, 30, max_cg=1500), NewtonRule(1e-5, 200, max_cg=1500), first=False),
 )
-"""The first does nearly always; the others are for runs that stalled, which happens with tied costs at very small reg."""
+"""The first does nearly always. The others are for runs that stalled, which happens with tied costs at very small reg: there a
+potential that is not followed closely is soon hundreds of reg from where it should be."""
 
 FARTHEST = 10.0
 """Mean first Newton step, in units of reg, beyond which a start is given up: the path is a shorter way to the solution."""
@@ -173,8 +174,8 @@ def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, 
     if run.best_error <= tol:
         return
     if error > CERTIFIED_FROM and not run.stopped:
-        if not on_active_set(plan, active_density if schedule.active else 0.0, schedule, run):
-            newton(plan, replace(schedule.final, single=True), run)
+        if not on_active_set(plan, active_density if schedule.first else 0.0, schedule, run):
+            newton(plan, replace(schedule.final, single=schedule.first), run)
         g = plan.g
     if plan.single and (run.stopped or not max(tol, CERTIFIED_FROM) < run.error(plan) < math.inf):
         plan.sweep(g, run.problem.reg)  # else the first step still does well with a gradient in single precision
@@ -197,7 +198,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
             return g, errors[-1]
         is_hard = errors[-1] > min(LEVEL_ERROR, schedule.patience * (errors[-2] if len(errors) > 1 else math.inf))
         if is_hard and errors[-1] > schedule.level.tol:
-            newton(plan, replace(schedule.level, single=True), run)
+            newton(plan, replace(schedule.level, single=schedule.first), run)
             g = plan.g
             if run.stopped:
                 return g, run.error(plan)
@@ -206,7 +207,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
         slope = 0.0 if previous is None else (lower - reg) / (reg - previous[0])
         previous, g = (reg, g), g if previous is None else g + slope * (g - previous[1])
         reg = lower
-        if reg > problem.reg:
+        if reg > problem.reg and schedule.first:
             plan.lower(g, reg)
         else:
             plan.sweep(g, reg, single=True)
