@@ -27,6 +27,8 @@ SQUARINGS = {2.0: 1, 4.0: 2}
 """How often entries of K are squared when reg falls by a factor."""
 SINGLE_EPS = 2.0**-24
 """Relative rounding error of a number in single precision."""
+ACTIVE_REACH = 50.0
+"""As for a dense plan in single precision."""
 LARGEST_GROWTH = 1.0
 """Of v - 1 where only that is rounded."""
 LARGEST_SCALING = 600.0
@@ -177,6 +179,18 @@ class RowPlan(ABC):
     def laplacian(self) -> Laplacian:
         """Return L where the plan is."""
 
+    def active(self, theta: float, most: float) -> StoredPlan | None:  # noqa: ARG002 -- for plans that can
+        """Room for a plan of the pairs with K_ij > exp(-theta) only; None where these are more than `most`, or cannot be told."""
+        return None
+
+    def _on(self, pattern: Any) -> StoredPlan | None:
+        if pattern is None:
+            return None
+        kernels = self.kernels.sparse_kernels
+        plan = StoredPlan(kernels, pattern, self.a, self.work, None, reach=ACTIVE_REACH, complete=False)
+        plan.preconditioner = self.preconditioner
+        return plan
+
     def solve(
         self, laplacian: Laplacian, b: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]
     ) -> tuple[Array, int]:
@@ -324,6 +338,11 @@ class StoredPlan(RowPlan):
         self.work.products += nit
         return x, nit
 
+    def active(self, theta: float, most: float) -> StoredPlan | None:
+        if self.kernels.active_set is None or not self.complete:
+            return None
+        return self._on(self.kernels.active_set(self.cost, self._k, self._u, self._v, math.exp(-theta), most))
+
     def product(self, weights: Array, x: Array) -> Array:
         self.work.products += 1
         return self._columns * self.kernels.laplacian_product(self._k, weights, self._columns * x)
@@ -374,6 +393,12 @@ class LazyPlan(RowPlan):
         self.work.sweeps += 1
         row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self._f, self.g, self.reg, self.a)
         return Laplacian.of(self, self.a / row_sums, degree, squares)
+
+    def active(self, theta: float, most: float) -> StoredPlan | None:
+        if self.kernels.lazy_active_set is None:
+            return None
+        self.work.sweeps += 1
+        return self._on(self.kernels.lazy_active_set(self.cost, self._f, self.g, -theta * self.reg, most))
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.sweeps += 1

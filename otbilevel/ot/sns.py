@@ -128,6 +128,7 @@ WARM = replace(
 )
 """For a run that starts from given potentials."""
 
+ACTIVE_LEVELS = True
 LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
 CERTIFIED_FROM = 1e-5
@@ -136,8 +137,6 @@ DRIFT_MARGIN = 10.0
 """By how much (in units of reg) potentials may move before the active set is made anew."""
 MAX_REBUILDS = 8
 """How often the active set is made anew."""
-ACTIVE_REACH = 50.0
-"""As for a dense plan in single precision."""
 MAX_ACTIVE = 2**25
 """Entries of an active set, however large the problem: half a gigabyte."""
 
@@ -174,7 +173,8 @@ def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, 
     if run.best_error <= tol:
         return
     if error > CERTIFIED_FROM and not run.stopped:
-        if not on_active_set(plan, active_density if schedule.first else 0.0, schedule, run):
+        rule = NewtonRule(0.3 * tol, 30, max_cg=2000, farthest=schedule.final.farthest)
+        if not on_active_set(plan, active_density if schedule.first else 0.0, rule, run):
             newton(plan, replace(schedule.final, single=schedule.first), run)
         g = plan.g
     if plan.single and (run.stopped or not max(tol, CERTIFIED_FROM) < run.error(plan) < math.inf):
@@ -198,7 +198,9 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
             return g, errors[-1]
         is_hard = errors[-1] > min(LEVEL_ERROR, schedule.patience * (errors[-2] if len(errors) > 1 else math.inf))
         if is_hard and errors[-1] > schedule.level.tol:
-            newton(plan, replace(schedule.level, single=schedule.first), run)
+            rule = replace(schedule.level, single=schedule.first)
+            if not (ACTIVE_LEVELS and schedule.first and on_active_set(plan, 0.05, rule, run)):
+                newton(plan, rule, run)
             g = plan.g
             if run.stopped:
                 return g, run.error(plan)
@@ -232,7 +234,7 @@ class _LevelRule:
         return contraction >= 1 or passes + math.log(target / errors[-1]) / math.log(contraction) > at_most
 
 
-def on_active_set(plan: RowPlan, density: float, schedule: Schedule, run: Run) -> bool:
+def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> bool:
     """Newton's method on the entries that carry the mass; leaves `plan` swept, in double precision if that was the end.
 
     Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
@@ -242,26 +244,23 @@ def on_active_set(plan: RowPlan, density: float, schedule: Schedule, run: Run) -
     Returns whether the steps ended on a set that was still valid: not so when there are too many entries for sparse
     steps to pay, or when the potentials do not settle.
     """
-    problem, kernels = run.problem, plan.kernels
-    n, m = problem.geometry.shape
-    if kernels.sparse_kernels is None or density == 0:
-        return False
-    margin = DRIFT_MARGIN * problem.reg
-    theta = math.log(m / max(problem.tol, 1e-16)) + 2.0 + DRIFT_MARGIN
-    for _ in range(MAX_REBUILDS):
-        f, g = plan.row_potentials(), plan.g
-        pattern = kernels.active_set(plan.cost, f, g, -theta * problem.reg, min(density * n * m, MAX_ACTIVE))
-        if pattern is None:
+    n, m = run.problem.geometry.shape
+    margin = DRIFT_MARGIN * plan.reg
+    theta = math.log(m / max(rule.tol, 1e-16)) + 2.0 + DRIFT_MARGIN
+    for _ in range(MAX_REBUILDS if density > 0 else 0):
+        active = plan.active(theta, min(density * n * m, MAX_ACTIVE))
+        if active is None:
             return False
-        active = StoredPlan(kernels.sparse_kernels, pattern, problem.a, run.work, None, reach=ACTIVE_REACH, complete=False)
-        active.preconditioner = plan.preconditioner
-        active.sweep(g, problem.reg)
+        f, g = plan.row_potentials(), plan.g
+        active.sweep(g, plan.reg)
         drifted = partial(_drifted, active, f, g, margin)
-        rule = NewtonRule(0.3 * problem.tol, 30, max_cg=2000, abandon=drifted, farthest=schedule.final.farthest)
-        newton(active, rule, run)
+        newton(active, replace(rule, abandon=drifted), run)
         plan.preconditioner = active.preconditioner
         settled = not drifted()
-        plan.sweep(active.g, problem.reg, single=not settled)
+        if rule.single:
+            plan.move(active.g, single=True)
+        else:
+            plan.sweep(active.g, plan.reg, single=not settled)
         if settled or run.stopped:
             return True
     return False

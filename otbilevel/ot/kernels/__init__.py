@@ -16,7 +16,8 @@ With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels 
 `plan_rows`                 some rows of the plan
 `plan_product`              the plan times vectors
 `solve_laplacian`           conjugate gradients on L in one compiled loop (only where there is one)
-`active_set`                the pairs with f_i + g_j - C_ij > threshold (only where there are sparse kernels)
+`active_set`                the pairs with u_i K_ij v_j > cutoff of a stored K (only where there are sparse kernels)
+`lazy_active_set`           the pairs with f_i + g_j - C_ij > threshold
 ==========================  =====================================================================================================
 
 Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.

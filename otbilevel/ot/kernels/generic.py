@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from otbilevel.ot.dense_cost import DenseCost
     from otbilevel.ot.geometry import Geometry
 
-sparse_kernels = None
+sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
 solve_laplacian = None
 _BLOCK_ENTRIES = 2**19

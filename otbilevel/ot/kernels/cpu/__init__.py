@@ -153,17 +153,28 @@ def plan_product(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndar
     return sums.T if transpose else out
 
 
-def active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, max_entries: float) -> sparse.ActiveSet | None:
-    n, m = len(f), len(g)
+def active_set(
+    cost: Any, plan: np.ndarray, u: np.ndarray, v: np.ndarray, cutoff: float, max_entries: float
+) -> sparse.ActiveSet | None:
+    n, m = plan.shape
     counts = np.empty(n, np.int64)
-    _, total = over_rows(active.count, n, n * m, (1, 0), cost, f, g, threshold, counts)
+    _, total = over_rows(active.count, n, _products(n * m), (1, 0), plan, u, v, cutoff, counts)
     if total > max_entries:
         return None
-    indptr = np.zeros(n + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
-    indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1])
-    over_rows(active.fill, n, n * m, (1, 0), cost, f, g, threshold, indptr, indices, values)
-    return sparse.ActiveSet(indptr, indices, values, (n, m))
+    pattern = sparse.ActiveSet.with_room(counts, m)
+    over_rows(active.fill, n, _products(n * m), (1, 0), plan, u, v, cutoff, cost, *pattern[:3])
+    return pattern
+
+
+def lazy_active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, max_entries: float) -> sparse.ActiveSet | None:
+    n, m = len(f), len(g)
+    counts = np.empty(n, np.int64)
+    _, total = over_rows(active.lazy_count, n, n * m, (1, 0), cost, f, g, threshold, counts)
+    if total > max_entries:
+        return None
+    pattern = sparse.ActiveSet.with_room(counts, m)
+    over_rows(active.lazy_fill, n, n * m, (1, 0), cost, f, g, threshold, *pattern[:3])
+    return pattern
 
 
 def _products(entries: int) -> int:

@@ -9,7 +9,33 @@ from otbilevel.ot.kernels.cpu.stored import relaxed
 
 
 @kernel
-def count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
+def count(low, high, sums, plan, u, v, cutoff, counts):  # noqa: ARG001
+    """counts_i <- how many pairs of row i have u_i K_ij v_j > cutoff. Returns their number."""
+    total = 0.0
+    for i in range(low, high):
+        row, kept, bar = plan[i], np.int64(0), cutoff / u[i]
+        for j in range(len(v)):
+            kept += np.int64(1) if row[j] * v[j] > bar else np.int64(0)
+        counts[i] = kept
+        total += kept
+    return total
+
+
+@kernel
+def fill(low, high, sums, plan, u, v, cutoff, cost, indptr, indices, values):  # noqa: ARG001
+    """Write the columns and costs of the pairs that `count` counted."""
+    buffer = np.empty(len(v))
+    for i in range(low, high):
+        row, costs, k, bar = plan[i], cost_row(cost, i, buffer), indptr[i], cutoff / u[i]
+        for j in range(len(v)):
+            if row[j] * v[j] > bar:
+                indices[k], values[k] = j, costs[j]
+                k += 1
+    return 0.0
+
+
+@kernel
+def lazy_count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
     """counts_i <- how many pairs of row i have f_i + g_j - C_ij > threshold. Returns their number."""
     m = len(g)
     buffer = np.empty(m)
@@ -25,8 +51,8 @@ def count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
 
 
 @kernel
-def fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
-    """Write the columns and costs of the pairs that `count` counted."""
+def lazy_fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
+    """Write the columns and costs of the pairs that `lazy_count` counted."""
     m = len(g)
     buffer = np.empty(m)
     for i in range(low, high):

@@ -23,6 +23,13 @@ class ActiveSet(NamedTuple):
     values: np.ndarray
     shape: tuple[int, int]
 
+    @classmethod
+    def with_room(cls, counts: np.ndarray, m: int) -> ActiveSet:
+        """For so many pairs in each row; which ones is not written yet."""
+        indptr = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        return cls(indptr, np.empty(indptr[-1], np.int32), np.empty(indptr[-1]), (len(counts), m))
+
 
 class ActivePlan(NamedTuple):
     """Entries of K on the pattern of an active set."""
