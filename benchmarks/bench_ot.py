@@ -14,7 +14,8 @@ import numpy as np
 import otbilevel
 from benchmarks.race.cells import GROUPS, Cell
 from otbilevel.ot.methods import METHODS
-from otbilevel.ot.row_plan import StoredPlan, Work
+from otbilevel.ot.row_plan import Work
+from otbilevel.ot.stored_plan import StoredPlan
 from otbilevel.testing import FAMILIES
 
 ROWS = {row.name: row for row in METHODS}

@@ -10,7 +10,7 @@ EVERYWHERE = ("numpy", "array_api_strict", "torch")
 METHODS.add(
     Method(
         name="auto",
-        summary="Sinkhorn when its first sweeps converge fast, else SNS",
+        summary="the best known method, today sns",
         solve=auto.solve,
         options=auto.AutoOptions,
         backends=EVERYWHERE,

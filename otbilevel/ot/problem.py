@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import maximum_flow
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.row_plan import Room
 from otbilevel.ot.start import Start
+from otbilevel.ot.stored_plan import Room
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ from otbilevel.ot.init import make_start
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import OTProblem, make_geometry, make_problem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import Room
 from otbilevel.ot.run import Run
 from otbilevel.ot.start import LONGEST_EXTRAPOLATION, Start
+from otbilevel.ot.stored_plan import Room
 
 
 def reg_path(

@@ -12,7 +12,8 @@ from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result
-from otbilevel.ot.row_plan import Room, RowPlan, Work
+from otbilevel.ot.row_plan import RowPlan, Work
+from otbilevel.ot.stored_plan import Room
 
 SINGLE_PRECISION = 1e-6
 """How far a marginal error that was measured in single precision may be off."""

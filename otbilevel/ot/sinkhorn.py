@@ -58,19 +58,14 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=False)
     plan.sweep(run.first_potential(), problem.reg)
-    iterate(plan, run, relaxation=options.relaxation)
-    return run.finish("sinkhorn")
-
-
-def iterate(plan: RowPlan, run: Run, *, relaxation: float = 1.0, at_most: float = float("inf")) -> None:
-    """Iterate from a swept `plan` until it converges or stalls, the monitor says stop, or `at_most` iterations are done."""
-    rule = _Stop(run, run.monitor.nit + at_most)
-    while not rule(plan):
-        g, _ = scale(plan, run.problem.b, lambda _: rule(plan), relaxation=relaxation)
-        plan.sweep(g, run.problem.reg, relaxation=relaxation)
+    enough, relaxation = _Stop(run), options.relaxation
+    while not enough(plan):
+        g, _ = scale(plan, problem.b, lambda _: enough(plan), relaxation=relaxation)
+        plan.sweep(g, problem.reg, relaxation=relaxation)
         if run.stopped:
             run.offer(plan)
-            return
+            break
+    return run.finish("sinkhorn")
 
 
 @dataclass
@@ -78,7 +73,6 @@ class _Stop:
     """When to end Sinkhorn's method."""
 
     run: Run
-    last: float
     least: float = float("inf")
     since: int = 0
 
@@ -89,11 +83,11 @@ class _Stop:
         self.since = 0 if error < self.least else self.since + 1
         self.least = min(self.least, error)
         stalled = self.since > STALL_WINDOW and problem.at_floor(error)
-        return not go_on or error <= problem.tol or stalled or self.run.monitor.nit >= self.last
+        return not go_on or error <= problem.tol or stalled
 
 
 def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, relaxation: float = 1.0) -> tuple[Array, list[float]]:
-    """Scaling passes on the K of the last sweep, from where the plan is, until ``enough(errors)`` or until log v leaves the plan's reach.
+    """Scaling passes on the K of the last sweep, from where the plan is, until ``enough(errors)`` or the end of the plan's reach.
 
     Returns
     -------

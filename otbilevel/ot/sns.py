@@ -7,17 +7,17 @@ and then solves with a globally thresholded Hessian. Made robust, the two stages
 1. *Path.* reg falls from an eighth of the cost's range to its target by factors of 2 or 4, with a few cheap scaling
    passes at each level and the potentials extrapolated linearly in reg. The measured contraction says how hard a level
    is: hard levels get Newton steps and a smaller factor.
-2. *Newton.* Steps L x = b - c, d = reg x on the semi-dual (see `row_plan`), by conjugate gradients with a Jacobi
-   preconditioner on a plan stored in single precision whose Laplacian is exact, so that no accuracy is lost; where they
-   take long, clusters of columns form a coarse space (see `kernels.cpu.coarse`). Where less
-   than 5 % of the entries carry all but a fraction of tol of the mass, the plan is restricted to them. Long steps are
-   clipped componentwise; the line search looks at the slope, because values of the dual drown in rounding long before
-   the marginals are exact.
+2. *Newton.* Steps L x = b - c, d = reg x on the semi-dual (see `row_plan`), by preconditioned conjugate gradients on a plan stored
+   in single precision whose Laplacian is exact, so that no accuracy is lost. Where less than 5 % of the entries carry all but a
+   fraction of tol of the mass, the plan is restricted to them, on late levels of the path, too. Long steps are clipped
+   componentwise, to a length that doubles while they do well; the line search looks at the slope, because values of the dual drown
+   in rounding long before the marginals are exact.
 3. *Certificate.* The last steps use double precision over the whole of C.
 
-Newton's method starts from the plan that the scaling passes left, whose Laplacian is at hand: no sweep between them.
+Sweeps, with an exponential for each entry, are few: between levels whose reg halves or quarters the stored entries are squared, and
+trial steps scale them. Newton's method starts from the plan that the scaling passes left.
 
-A run that stalls is repeated with a tighter path.
+A run that stalls is repeated with a tighter path, by sweeps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from otbilevel.ot.newton import NewtonRule, TooFarError, newton
 from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import RowPlan, StoredPlan
+from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import scale
 from otbilevel.ot.start import Start
+from otbilevel.ot.stored_plan import StoredPlan
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,13 @@ WARM = replace(
 )
 """For a run that starts from given potentials."""
 
-ACTIVE_LEVELS = True
 LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
 CERTIFIED_FROM = 1e-5
 """Error below which double precision takes over: single precision has nothing more to give."""
 DRIFT_MARGIN = 10.0
 """By how much (in units of reg) potentials may move before the active set is made anew."""
-MAX_REBUILDS = 8
+MAX_REBUILDS = 30
 """How often the active set is made anew."""
 MAX_ACTIVE = 2**25
 """Entries of an active set, however large the problem: half a gigabyte."""
@@ -168,13 +168,14 @@ def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:
 
 def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, start: Start | None) -> None:
     """Path, Newton, certified Newton."""
-    g, error = follow_path(plan, schedule, run, start)
+    density = active_density if schedule.first else 0.0
+    g, error = follow_path(plan, schedule, density, run, start)
     tol = run.problem.tol
     if run.best_error <= tol:
         return
     if error > CERTIFIED_FROM and not run.stopped:
         rule = NewtonRule(0.3 * tol, 30, max_cg=2000, farthest=schedule.final.farthest)
-        if not on_active_set(plan, active_density if schedule.first else 0.0, rule, run):
+        if not on_active_set(plan, density, rule, run):
             newton(plan, replace(schedule.final, single=schedule.first), run)
         g = plan.g
     if plan.single and (run.stopped or not max(tol, CERTIFIED_FROM) < run.error(plan) < math.inf):
@@ -182,8 +183,8 @@ def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, 
     newton(plan, replace(schedule.final, tol=tol), run)
 
 
-def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None) -> tuple[Array, float]:
-    """Lower reg to its target; return g there and its error."""
+def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, start: Start | None) -> tuple[Array, float]:
+    """Lower reg to its target; return g there and its error. Active sets may have that `density`."""
     problem = run.problem
     reg, g, previous = enter(plan, run, start, schedule.easy)
     while True:
@@ -198,9 +199,9 @@ def follow_path(plan: RowPlan, schedule: Schedule, run: Run, start: Start | None
             return g, errors[-1]
         is_hard = errors[-1] > min(LEVEL_ERROR, schedule.patience * (errors[-2] if len(errors) > 1 else math.inf))
         if is_hard and errors[-1] > schedule.level.tol:
-            rule = replace(schedule.level, single=schedule.first)
-            if not (ACTIVE_LEVELS and schedule.first and on_active_set(plan, 0.05, rule, run)):
-                newton(plan, rule, run)
+            sparse = isinstance(plan, StoredPlan) and on_active_set(plan, density, replace(schedule.level, single=True), run)
+            if not sparse:
+                newton(plan, replace(schedule.level, single=schedule.first), run)
             g = plan.g
             if run.stopped:
                 return g, run.error(plan)
@@ -248,9 +249,10 @@ def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> 
     margin = DRIFT_MARGIN * plan.reg
     theta = math.log(m / max(rule.tol, 1e-16)) + 2.0 + DRIFT_MARGIN
     for _ in range(MAX_REBUILDS if density > 0 else 0):
-        active = plan.active(theta, min(density * n * m, MAX_ACTIVE))
-        if active is None:
+        pattern = plan.active_set(theta, min(density * n * m, MAX_ACTIVE))
+        if pattern is None:
             return False
+        active = StoredPlan.on(pattern, plan)
         f, g = plan.row_potentials(), plan.g
         active.sweep(g, plan.reg)
         drifted = partial(_drifted, active, f, g, margin)

@@ -17,8 +17,9 @@ from otbilevel._core.array import Array, is_numpy_namespace
 from otbilevel.linalg import cg
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import StoredPlan, Work
+from otbilevel.ot.row_plan import Work
 from otbilevel.ot.run import Run
+from otbilevel.ot.stored_plan import StoredPlan
 
 CG_TOLERANCE = 1e-10
 ARMIJO, SHRINK, MAX_BACKTRACKS = 1e-4, 0.5, 40

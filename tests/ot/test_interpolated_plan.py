@@ -6,8 +6,10 @@ import pytest
 from otbilevel import PointCloud, solve_ot
 from otbilevel.ot import huge, point_plan
 from otbilevel.ot.interpolated_plan import InterpolatedPlan
+from otbilevel.ot.lazy_plan import LazyPlan
 from otbilevel.ot.problem import make_problem
-from otbilevel.ot.row_plan import LazyPlan, Room, StoredPlan, Work
+from otbilevel.ot.row_plan import Work
+from otbilevel.ot.stored_plan import Room, StoredPlan
 
 N, M, REG = 700, 900, 0.05
 

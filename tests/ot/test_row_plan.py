@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from otbilevel import DenseCost, PointCloud
-from otbilevel.ot.row_plan import LazyPlan, RowPlan, StoredPlan, Work
+from otbilevel.ot.lazy_plan import LazyPlan
+from otbilevel.ot.row_plan import RowPlan, Work
+from otbilevel.ot.stored_plan import StoredPlan
 
 
 def semi_dual(g, a, b, cost, reg):

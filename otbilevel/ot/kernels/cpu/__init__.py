@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored
+from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 sparse_kernels = sparse
@@ -108,8 +109,8 @@ def solve_laplacian(
     tol: float,
     max_iter: int,
     interrupt: Callable[[], bool],
-    memory: pcg.Memory | None = None,
-) -> tuple[np.ndarray, int, pcg.Memory]:
+    memory: Subspace | None = None,
+) -> tuple[np.ndarray, int, Subspace]:
     """`operator` is weights, columns, degree, inverse diagonal, right-hand side, see `pcg`."""
     n, m = plan.shape
     several = parts(n, _products(n * m)) > 1

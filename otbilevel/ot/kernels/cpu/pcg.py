@@ -1,14 +1,12 @@
 """Conjugate gradients on the Laplacian of a stored plan, compiled as one loop: at n = 500 half of an interpreted step is overhead.
 
-L = diag(degree) - V K' diag(weights) K V with V = diag(columns) is preconditioned by its diagonal, by what earlier steps have found
-out about its smallest eigenvalues (`ritz`), and where that takes long nevertheless by clusters of columns (`coarse`).
-`linalg.cg` is the truth.
+L = diag(degree) - V K' diag(weights) K V with V = diag(columns) is preconditioned by its diagonal and by what earlier steps have
+found out about its smallest eigenvalues (`ritz`). `linalg.cg` is the truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from numba import types
 from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
-from otbilevel.ot.kernels.cpu import active, coarse, ritz, stored
+from otbilevel.ot.kernels.cpu import active, ritz, stored
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
@@ -59,19 +57,11 @@ class Record(NamedTuple):
 
 
 @kernel
-def precondition(r, inverse_diagonal, memory, out):
-    """out <- M^-1 r, the sum of the three."""
-    (labels, inverse), (vectors, weights) = memory
-    count = len(inverse)
-    sums, corrections = np.zeros(count), np.zeros(count)
-    if count > 1:
-        for j in range(len(r)):
-            sums[labels[j]] += r[j]
-        for k in range(count):
-            for j in range(count):
-                corrections[j] += inverse[k, j] * sums[k]
+def precondition(r, inverse_diagonal, subspace, out):
+    """out <- (diag(inverse_diagonal) + W' diag(weights) W) r, where `subspace` is W and the weights."""
+    vectors, weights = subspace
     for j in range(len(r)):
-        out[j] = inverse_diagonal[j] * r[j] + corrections[labels[j]]
+        out[j] = inverse_diagonal[j] * r[j]
     for k in range(len(weights)):
         share = 0.0
         for j in range(len(r)):
@@ -82,7 +72,7 @@ def precondition(r, inverse_diagonal, memory, out):
 
 
 @kernel
-def advance(product, degree, inverse_diagonal, memory, x, r, p, rz, record, done):
+def advance(product, degree, inverse_diagonal, subspace, x, r, p, rz, record, done):
     """Step number `done`, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
 
     Returns r'z and the L1 norm of r after it. The norm is -1 where the iteration must end: the curvature is not above its rounding,
@@ -103,7 +93,7 @@ def advance(product, degree, inverse_diagonal, memory, x, r, p, rz, record, done
         r[j] -= alpha * product[j]
         size += abs(r[j])
     z = product
-    precondition(r, inverse_diagonal, memory, z)
+    precondition(r, inverse_diagonal, subspace, z)
     for j in range(len(p)):
         following += r[j] * z[j]
     beta = following / rz
@@ -120,7 +110,7 @@ def advance(product, degree, inverse_diagonal, memory, x, r, p, rz, record, done
 
 
 @kernel
-def steps(first, last, target, plan, weights, columns, degree, inverse_diagonal, memory, x, r, p, rz, record, size):
+def steps(first, last, target, plan, weights, columns, degree, inverse_diagonal, subspace, x, r, p, rz, record, size):
     """Steps number `first` up to `last` until the L1 norm of r is at most `target`. Returns the next, r'z and the norm."""
     scaled, sums = np.empty(len(p)), np.empty((1, len(p)))
     done = first
@@ -130,43 +120,9 @@ def steps(first, last, target, plan, weights, columns, degree, inverse_diagonal,
         add_product(plan, weights, scaled, sums)
         for j in range(len(p)):
             sums[0, j] *= columns[j]
-        rz, size = advance(sums[0], degree, inverse_diagonal, memory, x, r, p, rz, record, done)
+        rz, size = advance(sums[0], degree, inverse_diagonal, subspace, x, r, p, rz, record, done)
         done += 1
     return done, rz, size
-
-
-@dataclass
-class Memory:
-    """What solves leave to later ones.
-
-    Attributes
-    ----------
-    clusters : coarse.Coarse
-        Clusters of columns.
-    subspace : ritz.Subspace
-        Ritz pairs of what the clusters leave.
-    spent : float
-        What steps beyond the first cycle of each solve have cost since the clusters were made, in entries of a dense product.
-    """
-
-    clusters: coarse.Coarse
-    subspace: ritz.Subspace
-    spent: float = 0.0
-
-    @classmethod
-    def empty(cls, m: int) -> Memory:
-        """Jacobi's preconditioner alone."""
-        return cls(coarse.nothing(m), ritz.nothing(m))
-
-    @property
-    def parts(self) -> tuple[Any, Any]:
-        """As compiled code takes it."""
-        return tuple(self.clusters), tuple(self.subspace)
-
-    @property
-    def cost(self) -> int:
-        """Work of an application, in entries of a dense product."""
-        return len(self.clusters.inverse) ** 2 + 2 * self.subspace.vectors.size
 
 
 def solve(
@@ -182,32 +138,28 @@ def solve(
     tol: float,
     max_iter: int,
     interrupt: Callable[[], bool],
-    memory: Memory | None = None,
-) -> tuple[np.ndarray, int, Memory]:
+    memory: ritz.Subspace | None = None,
+) -> tuple[np.ndarray, int, ritz.Subspace]:
     """Solve L x = b until the L1 norm of the residual is `tol` times that of b, at most `max_iter` steps, or `interrupt()`.
 
     `step_cost` is that of a product in entries of a dense one. `threaded(y)` is K' diag(weights) K y by several threads, None
-    when one is enough. Clusters are made, or made anew, as soon as slow steps have cost as much as that will. Returns x, the number
-    of steps, and the memory for the next solve.
+    when one is enough. Returns x, the number of steps, and the memory for the next solve.
     """
-    n, m = len(weights), len(b)
-    memory = memory or Memory.empty(m)
+    m = len(b)
+    subspace = ritz.nothing(m) if memory is None else memory
     x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
     size, nit, moving = float(np.abs(r).sum()), 0, True
     target, room = tol * size, max(2, min(CYCLE, RECORDED // m))
     record = Record(np.empty((room, m), np.float32), np.empty(room), np.empty(room))
     while size > target and moving and nit < max_iter and not interrupt():
-        if nit > 0:
-            memory = _with_clusters(memory, plan, n, weights, columns)
-        parts = memory.parts
-        precondition(r, inverse_diagonal, parts, p)
+        precondition(r, inverse_diagonal, tuple(subspace), p)
         rz, done, last = float(r @ p), 0, min(CYCLE, max_iter - nit)
         if not 0.0 < rz < np.inf:
             break
         record.basis[0] = p / np.sqrt(rz)
-        at_once = max(1, int(STEPS_WORTH / (step_cost + memory.cost)))
+        at_once = max(1, int(STEPS_WORTH / (step_cost + 2 * subspace.vectors.size)))
         while moving and size > target and done < last and not interrupt():
-            state = degree, inverse_diagonal, parts, x, r, p, rz, tuple(record)
+            state = degree, inverse_diagonal, tuple(subspace), x, r, p, rz, tuple(record)
             if threaded is None:
                 done, rz, left = steps(done, min(done + at_once, last), target, plan, weights, columns, *state, size)
             else:
@@ -215,19 +167,7 @@ def solve(
                 done += 1
             moving = left >= 0.0
             size = left if moving else size
-        memory.spent += done * step_cost if nit > 0 else 0.0
         nit += done
         if done >= FEWEST_STEPS:
-            memory.subspace = ritz.extended(memory.subspace, *record, min(done if moving else done - 1, room))
-    return x, nit, memory
-
-
-def _with_clusters(memory: Memory, plan: Any, n: int, weights: np.ndarray, columns: np.ndarray) -> Memory:
-    """Forget the subspace and make new clusters when that has become worth its price."""
-    if memory.spent < 10.0 * n * len(columns):
-        return memory
-    found = coarse.clusters(plan, n, columns)
-    if not (1 < found[1] <= coarse.MOST_CLUSTERS and memory.spent >= coarse.price(n, len(columns), found[1])):
-        return memory
-    built = coarse.build(plan, weights, columns, *found)
-    return Memory(built or memory.clusters, ritz.nothing(len(columns)))
+            subspace = ritz.extended(subspace, *record, min(done if moving else done - 1, room))
+    return x, nit, subspace

@@ -2,8 +2,8 @@
 
 At small reg the graph of the plan falls into clusters with weak ties between them: its Laplacian, scaled by the diagonal, has a few
 tiny eigenvalues, one for each cluster that hangs loose, and most others between 0.1 and 2. Jacobi's preconditioner does not see
-them, and every solve pays for them with up to hundreds of steps. But conjugate gradients are Lanczos' method: the steps of one solve
-contain these eigenvalues and their vectors, to many digits, as Ritz pairs. With W Theta W' from them
+them, and every solve pays for them with up to hundreds of steps. But conjugate gradients are Lanczos' method: the steps of one
+solve contain these eigenvalues and their vectors, to many digits, as Ritz pairs. With them, values theta and vectors W,
 
     M^-1 = diag(L)^-1 + W' diag(1/theta) W
 

@@ -8,11 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active, pcg
+from otbilevel.ot.kernels.cpu import active, direct, pcg
+from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 ENTRY_COST = 12.0
 """Time of a product per entry, relative to that of a dense one."""
+
+FEW_ENTRIES = 3
+"""Per row and column: so few that a direct solution is cheap."""
+PATIENCE = 300
+"""Steps of conjugate gradients before that."""
 
 
 class ActiveSet(NamedTuple):
@@ -91,16 +97,23 @@ def solve_laplacian(
     tol: float,
     max_iter: int,
     interrupt: Callable[[], bool],
-    memory: pcg.Memory | None = None,
-) -> tuple[np.ndarray, int, pcg.Memory]:
+    memory: Subspace | None = None,
+) -> tuple[np.ndarray, int, Subspace]:
     """As in `cpu`."""
     pattern, values = plan
     several = parts(pattern.shape[0], len(values)) > 1
     product = partial(laplacian_product, plan, operator[0]) if several else None
     stored = pattern.indptr, pattern.indices, values
-    return pcg.solve(
-        stored, ENTRY_COST * len(values), product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt, memory=memory
+    few = len(values) <= FEW_ENTRIES * sum(pattern.shape)
+    limit = min(max_iter, PATIENCE) if few else max_iter
+    x, nit, memory = pcg.solve(
+        stored, ENTRY_COST * len(values), product, *operator, tol=tol, max_iter=limit, interrupt=interrupt, memory=memory
     )
+    if few and nit >= limit:
+        weights, columns, degree, _, b = operator
+        exact = direct.solve(plan, weights, columns, degree, b)
+        x = x if exact is None else exact
+    return x, nit, memory
 
 
 def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
