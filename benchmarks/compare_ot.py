@@ -13,8 +13,8 @@ Rules of the race:
 * Everyone gets the same dense cost in double precision. Before the clock starts, everyone may bring it into the form it wants
   (columns first, a tensor), compile, and calibrate. `benchmarks/race/peers.py` says how each one is called and why.
 * The clock stops when a contestant has handed over its answer: the dense plan for POT, regot and geomloss; potentials, which
-  are less work, for mdot-tnt and OTT, which return these. For ours it stops at the dense plan, ``result.plan``; with ``--ours
-  potentials`` at the potentials.
+  are less work, for mdot-tnt and OTT, which return these. Ours runs twice, to ``result.plan`` and to ``result.potentials``, and
+  is compared with each peer by what that hands over.
 * Only the answer is judged, ours like theirs: NumPy computes the L1 error of both marginals of the plan handed over, or of the
   plan that the potentials define. It must not exceed 1e-9. The objectives are compared, too, and deviations reported: marginals
   alone prove little.
@@ -82,7 +82,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers", nargs="*", metavar="NAME", help="only peers whose names contain one of these; none after --peers"
     )
-    parser.add_argument("--ours", choices=("plan", "potentials"), default="plan", help="where the clock stops for solve_ot")
     parser.add_argument("--threads", nargs="+", type=int, help="one and all cores unless given; with --quick one")
     parser.add_argument(
         "--budget", type=float, help=f"seconds for a solve; {BUDGET:g}, with --quick {QUICK_BUDGET:g}, unless given"
@@ -107,9 +106,9 @@ def race(arguments: argparse.Namespace) -> Run:
     groups = choose_groups(arguments)
     peers, missing = installed()
     peers = [peer for peer in peers if wanted(peer, arguments.peers)]
-    contestants = [ours(method, arguments.ours) for method in arguments.methods] + peers
-    settings = {"budget": arguments.budget, "turns": arguments.turns, "ours": arguments.ours, "missing": missing}
-    run = Run(environment(settings), [group.name for group in groups], [f"otbilevel {method}" for method in arguments.methods])
+    mine = [contestant for method in arguments.methods for contestant in ours(method)]
+    settings = {"budget": arguments.budget, "turns": arguments.turns, "missing": missing}
+    run = Run(environment(settings), [group.name for group in groups], [contestant.name for contestant in mine])
     path = arguments.output / ("-".join(run.groups if len(run.groups) < len(GROUPS) else ["all"]) + ".json")
     if missing:
         print("not installed:", ", ".join(missing))
@@ -117,7 +116,7 @@ def race(arguments: argparse.Namespace) -> Run:
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    driver = Driver(run, contestants, arguments.budget, arguments.turns, arguments.ours, tell, keep=lambda: run.save(path))
+    driver = Driver(run, [*mine, *peers], arguments.budget, arguments.turns, tell, keep=lambda: run.save(path))
     for threads in sorted(arguments.threads):
         driver.race(groups, threads)
     return run

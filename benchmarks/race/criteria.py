@@ -41,7 +41,7 @@ class Ratio:
     peer : str or None
         The best peer; None where no one converged.
     ours : float
-        Seconds.
+        Seconds, to what that peer hands over.
     """
 
     cell: Cell
@@ -51,16 +51,22 @@ class Ratio:
 
 
 def ratio(run: Run, cell: Cell, *, peers: Iterable[str], threads: int = 1, clock: str = "cpu") -> Ratio | None:
-    """The ratio in a cell; None where ours failed, or no peer was tried."""
+    """The ratio in a cell, dense plan against dense plan and potentials against potentials; the least over the peers.
+
+    None where ours failed, or no peer was tried.
+    """
     ours = run.find(cell, run.ours, threads)
     if ours is None or ours.outcome != OK:
         return None
     mine = getattr(ours, clock)
     tried = [record for name in peers if (record := run.find(cell, name, threads)) is not None]
-    converged = [record for record in tried if record.outcome == OK]
-    if converged:
-        best = min(converged, key=lambda record: getattr(record, clock))
-        return Ratio(cell, getattr(best, clock) / mine, best.contestant, mine)
+    found = []
+    for record in (record for record in tried if record.outcome == OK):
+        same = run.find(cell, run.match(record.contestant), threads)
+        seconds = getattr(same, clock) if same is not None and same.outcome == OK else mine
+        found.append(Ratio(cell, getattr(record, clock) / seconds, record.contestant, seconds))
+    if found:
+        return min(found, key=lambda ratio: ratio.value)
     budget = run.environment["settings"]["budget"]
     late = [record for record in tried if record.outcome == SLOW or (record.outcome == WRONG and (record.wall or 0) > 0.9 * budget)]
     return Ratio(cell, budget / mine, None, mine) if late else None

@@ -131,8 +131,6 @@ class Driver:
         Seconds of wall time for a solve.
     turns : int
         How often everyone comes round in a cell.
-    hand_over : str
-        "plan" or "potentials": where the clock stops for ours.
     tell : callable
         Takes a line about what has happened.
     keep : callable
@@ -143,7 +141,6 @@ class Driver:
     contestants: list[Contestant]
     budget: float
     turns: int
-    hand_over: str
     tell: Callable[[str], None]
     keep: Callable[[], None]
 
@@ -163,6 +160,8 @@ class Driver:
                 worker.stop()
 
     def takes_part(self, contestant: Contestant, group: Group) -> bool:
+        if group.only_exact and contestant.potentials:
+            return False
         return contestant.library == "otbilevel" or contestant.exact == group.only_exact
 
     def race_on(self, cell: Cell, contestants: list[Contestant]) -> None:
@@ -249,7 +248,6 @@ class Driver:
             cell=dataclasses.asdict(cell),
             contestant=contestant.name,
             budget=self.budget,
-            hand_over=self.hand_over,
         )
         if answer["event"] != "ready":
             record.figures["reason"] = answer["reason"]

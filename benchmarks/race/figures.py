@@ -61,7 +61,7 @@ def styles(run: Run) -> dict[str, dict[str, Any]]:
     looks: dict[str, dict[str, Any]] = {}
     exact = run.peers(exact=True)
     seen = dict.fromkeys(COLOURS, 0)
-    for name in [*run.methods, *run.peers(exact=False), *exact]:
+    for name in [*run.to_the_plan, *run.peers(exact=False), *exact]:
         library = name.split(" ", 1)[0]
         heavy = name in run.methods
         looks[name] = {
@@ -85,7 +85,7 @@ def profile(run: Run, folder: pathlib.Path) -> Picture | None:
     """Over all cells with an entropic opponent."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    names = [*run.methods, *run.peers(exact=False)]
+    names = [*run.to_the_plan, *run.peers(exact=False)]
     one = min(run.threads)
     raced = {record.cell for record in run.records if record.contestant in run.peers(exact=False)}
     times = {name: np.array([seconds(run, cell, name, one) for cell in sorted(raced)]) for name in names}

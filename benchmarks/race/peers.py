@@ -44,10 +44,10 @@ Solve = Callable[[], Answer]
 Prepare = Callable[[TransportProblem, float, float], Solve]
 
 
-def otbilevel_plan(problem: TransportProblem, reg: float, budget: float, *, method: str, hand_over: str) -> Solve:
-    """Ours: the arrays as they are. With `hand_over` "plan" the clock stops when the dense plan exists.
+def otbilevel_sns(problem: TransportProblem, reg: float, budget: float, *, method: str, potentials: bool) -> Solve:
+    """Ours: the arrays as they are. The clock stops when the dense plan exists.
 
-    With "potentials" it stops at the potentials, and the plan is formed here from their definition.
+    With `potentials` it stops at these, and the plan is formed here from their definition.
     """
     import otbilevel  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ def otbilevel_plan(problem: TransportProblem, reg: float, budget: float, *, meth
             "nit": result.nit,
             "method": result.method,
         }
-        if hand_over == "plan":
+        if not potentials:
             plan = result.plan
             return Answer(lambda: plan, figures)
         f, g = result.potentials
@@ -240,6 +240,8 @@ class Contestant:
         One of the functions above.
     exact : bool
         Whether it solves the unregularised problem.
+    potentials : bool
+        Whether it hands over potentials instead of a dense plan.
     """
 
     name: str
@@ -247,11 +249,22 @@ class Contestant:
     module: str
     prepare: Prepare
     exact: bool = False
+    potentials: bool = False
 
 
-def ours(method: str, hand_over: str = "plan") -> Contestant:
-    """A method of `solve_ot`, which may stop at the dense plan or at the potentials."""
-    return Contestant(f"otbilevel {method}", "otbilevel", "otbilevel", partial(otbilevel_plan, method=method, hand_over=hand_over))
+TO_POTENTIALS = ", potentials"
+"""What follows the name of ours where it stops at the potentials."""
+
+
+def ours(method: str) -> tuple[Contestant, Contestant]:
+    """A method of `solve_ot`, to the dense plan and to the potentials."""
+    name = f"otbilevel {method}"
+    return (
+        Contestant(name, "otbilevel", "otbilevel", partial(otbilevel_sns, method=method, potentials=False)),
+        Contestant(
+            name + TO_POTENTIALS, "otbilevel", "otbilevel", partial(otbilevel_sns, method=method, potentials=True), potentials=True
+        ),
+    )
 
 
 PEERS = (
@@ -263,10 +276,10 @@ PEERS = (
     Contestant("regot splr", "regot", "regot", partial(regot, solver="splr")),
     Contestant("regot newton", "regot", "regot", partial(regot, solver="newton")),
     Contestant("regot sparse_newton", "regot", "regot", partial(regot, solver="sparse_newton")),
-    Contestant("mdot", "mdot-tnt", "mdot_tnt", mdot),
+    Contestant("mdot", "mdot-tnt", "mdot_tnt", mdot, potentials=True),
     # A fixed over-relaxation is best for easy problems, the one estimated from the first iterations for hard ones.
-    Contestant("OTT 1.5", "ott-jax", "ott", partial(ott, momentum={"value": 1.5})),
-    Contestant("OTT adaptive", "ott-jax", "ott", partial(ott, momentum={"start": 100})),
+    Contestant("OTT 1.5", "ott-jax", "ott", partial(ott, momentum={"value": 1.5}), potentials=True),
+    Contestant("OTT adaptive", "ott-jax", "ott", partial(ott, momentum={"start": 100}), potentials=True),
     Contestant("geomloss", "geomloss", "geomloss", geomloss),
     Contestant("POT emd", "POT", "ot", pot_emd, exact=True),
 )

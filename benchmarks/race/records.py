@@ -15,7 +15,7 @@ from typing import Any
 
 import otbilevel
 from benchmarks.race.cells import Cell
-from benchmarks.race.peers import PEERS, TOLERANCE
+from benchmarks.race.peers import PEERS, TO_POTENTIALS, TOLERANCE
 
 OK, SLOW, WRONG, CRASHED, SKIPPED = "ok", "over budget", "not converged", "failed", "not run"
 """How it went; only OK counts as solved. SKIPPED: it ran out of the budget in an easier cell, or failed with one thread."""
@@ -66,7 +66,7 @@ class Run:
     groups : list of str
         The names of the groups raced on.
     methods : list of str
-        Contestants of this library; the first one is what "ours" means.
+        Contestants of this library; the first one is what "ours" means, the second one the same to the potentials.
     records : list of Record
         The measurements.
     """
@@ -92,6 +92,16 @@ class Run:
     def ours(self) -> str:
         """The contestant that the promises are about."""
         return self.methods[0]
+
+    def match(self, peer: str) -> str:
+        """Which of ours a peer is compared with: the one that hands over the same."""
+        potentials = next((p.potentials for p in PEERS if p.name == peer), False)
+        return self.ours + TO_POTENTIALS if potentials else self.ours
+
+    @property
+    def to_the_plan(self) -> list[str]:
+        """Contestants of this library that hand over the dense plan."""
+        return [name for name in self.methods if not name.endswith(TO_POTENTIALS)]
 
     @property
     def threads(self) -> list[int]:

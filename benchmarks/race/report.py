@@ -30,7 +30,7 @@ def header(run: Run) -> Iterator[str]:
     threads = " and ".join(str(threads) for threads in run.threads)
     limits = f"budget for a solve: {settings['budget']:g} s; L1 error <= {settings['tolerance']:g}"
     yield f"- threads: {threads}; {limits}; turns: {settings['turns']}"
-    yield f"- the clock stops for ours at the {'dense plan' if settings['ours'] == 'plan' else 'potentials'}; ours is {run.ours}"
+    yield f"- ours is {run.ours}, to the dense plan; to the potentials where a peer (mdot, OTT) hands over these"
     if settings["missing"]:
         yield f"- not installed: {', '.join(settings['missing'])}"
     yield ""
@@ -41,7 +41,7 @@ def summary(run: Run) -> Iterator[str]:
     rows = [(name, verdict) for name in run.groups for verdict in verdicts(run, name)]
     if not rows:
         return
-    yield from ("### Promises", "", "Ratio: CPU time of the best converging peer over ours, one thread.", "")
+    yield from ("### Promises", "", "Ratio: CPU time of the best converging peer over ours to the same result, one thread.", "")
     yield from table_head(["group", "promise", "measured", ""])
     for name, verdict in rows:
         yield table_row([name, verdict.promise, verdict.measured, verdict.word])

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from benchmarks.race.cells import Cell
-from benchmarks.race.peers import PEERS, Answer, Contestant, Solve, marginal_error, ours
+from benchmarks.race.peers import PEERS, TO_POTENTIALS, Answer, Contestant, Solve, marginal_error, ours
 from otbilevel.testing import FAMILIES, TransportProblem
 
 WARM_UP = (Cell("assignment", 60, 0, 1e-2), Cell("assignment", 300, 0, 1e-3), Cell("cloud-2d", 300, 0, 1e-4))
@@ -73,14 +73,15 @@ class Server:
         """See `WARM_UP`."""
         for cell in WARM_UP:
             problem = FAMILIES[cell.family](cell.size, cell.seed)
-            ours("sns").prepare(problem, cell.reg, 1e3)()
+            for contestant in ours("sns"):
+                contestant.prepare(problem, cell.reg, 1e3)()
 
     def act(self, request: dict[str, Any]) -> None:
         """Do what a request asks: "prepare" a contestant, let the one prepared last "solve" once, or "forget" the problem."""
         if request["do"] == "prepare":
             cell = Cell(**request["cell"])
             problem = self.set_problem(cell)
-            contestant = find(request["contestant"], request["hand_over"])
+            contestant = find(request["contestant"])
             self.reg, self.key = 0.0 if contestant.exact else cell.reg, (contestant.name, cell.reg)
             if self.key not in self.prepared:
                 self.prepared[self.key] = contestant.prepare(problem, cell.reg, request["budget"])
@@ -113,14 +114,14 @@ class Server:
         self.say(event="solved", wall=wall, cpu=cpu, error=marginal_error(plan, self.problem), figures=figures)
 
 
-def find(name: str, hand_over: str) -> Contestant:
+def find(name: str) -> Contestant:
     """The contestant of a name."""
     for peer in PEERS:
         if peer.name == name:
             return peer
-    library, method = name.split(" ", 1)
+    library, method = name.removesuffix(TO_POTENTIALS).split(" ", 1)
     assert library == "otbilevel"
-    return ours(method, hand_over)
+    return next(contestant for contestant in ours(method) if contestant.name == name)
 
 
 def objective(plan: np.ndarray, problem: TransportProblem, reg: float) -> float:

@@ -16,7 +16,7 @@ CELL = Cell("cloud-2d", 1000, 0, 1e-3)
 
 
 def make_run(*records: Record, groups: tuple[str, ...] = ("clouds",)) -> Run:
-    settings = {"budget": 30.0, "turns": 1, "ours": "plan", "missing": [], "tolerance": TOLERANCE}
+    settings = {"budget": 30.0, "turns": 1, "missing": [], "tolerance": TOLERANCE}
     known = {"machine": "a machine", "date": "2026-01-01", "versions": {"numpy": "2"}, "settings": settings}
     return Run(known, list(groups), ["otbilevel sns"], list(records))
 
@@ -45,10 +45,10 @@ def test_every_cell_of_every_group_belongs_to_a_family():
     assert all(group.quick().cells for group in GROUPS.values())
 
 
-@pytest.mark.parametrize("hand_over", ["plan", "potentials"])
-def test_ours_meets_the_tolerance_whatever_it_hands_over(hand_over):
+@pytest.mark.parametrize("contestant", ours("sns"), ids=lambda contestant: contestant.name)
+def test_ours_meets_the_tolerance_whatever_it_hands_over(contestant):
     problem = FAMILIES["mixture-1d"](60, 0)
-    answer = ours("sns", hand_over).prepare(problem, 1e-2, 100.0)()
+    answer = contestant.prepare(problem, 1e-2, 100.0)()
     assert marginal_error(answer.plan(), problem) <= TOLERANCE
     assert answer.figures["status"] == "SUCCESS"
 
@@ -84,12 +84,12 @@ def test_harder_cells():
 
 def test_who_ran_out_of_time_sits_out_harder_cells_and_more_seeds():
     run = make_run(failed("POT sinkhorn"), failed("otbilevel sns"))
-    driver = Driver(run, [], 30.0, 1, "plan", print, lambda: None)
+    driver = Driver(run, [], 30.0, 1, print, lambda: None)
     driver.threads = 1
     pot = next(peer for peer in PEERS if peer.name == "POT sinkhorn")
     harder, other = Cell("cloud-2d", 1000, 0, 1e-4), Cell("cloud-2d", 1000, 2, 1e-3)
     assert driver.hopeless(harder, pot)
-    assert not driver.hopeless(harder, ours("sns"))  # ours has no excuse
+    assert not driver.hopeless(harder, ours("sns")[0])  # ours has no excuse
     assert not driver.hopeless(other, pot)
     run.add(failed("POT sinkhorn", Cell("cloud-2d", 1000, 1, 1e-3)))
     assert driver.hopeless(other, pot)
@@ -100,6 +100,8 @@ def test_ratio_to_the_best_peer_or_to_the_budget():
     found = ratio(run, CELL, peers=run.peers(exact=False))
     assert (found.peer, found.value) == ("mdot", pytest.approx(20.0))
     assert ratio(run, CELL, peers=run.peers(exact=True)).value == pytest.approx(5.0)
+    run.add(solved("otbilevel sns, potentials", 0.05))
+    assert ratio(run, CELL, peers=run.peers(exact=False)).value == pytest.approx(40.0)  # like for like
     bound = ratio(make_run(solved("otbilevel sns", 0.1), failed("mdot")), CELL, peers=["mdot"])
     assert (bound.peer, bound.value) == (None, pytest.approx(300.0))
     assert ratio(make_run(failed("otbilevel sns"), solved("mdot", 1.0)), CELL, peers=["mdot"]) is None

@@ -59,7 +59,18 @@ def softmax_rows(
     out = np.empty(n)
     plan = ActivePlan(cost, np.empty(len(cost.values), np.float32)) if plan is None else plan
     sums, _ = over_rows(
-        active.softmax_rows, n, len(cost.values), (1, m), cost.indptr, cost.indices, cost.values, g, 1.0 / reg, a, out, plan.values
+        active.softmax_rows,
+        n,
+        _work(cost.values),
+        (1, m),
+        cost.indptr,
+        cost.indices,
+        cost.values,
+        g,
+        1.0 / reg,
+        a,
+        out,
+        plan.values,
     )
     return out, plan, sums[0], 0.0
 
@@ -71,7 +82,7 @@ def scaling_pass(
     n, m = pattern.shape
     out = u.copy()
     sums, row_error = over_rows(
-        active.scaling_pass, n, len(values), (1, m), pattern.indptr, pattern.indices, values, a, out, v, relaxation
+        active.scaling_pass, n, _work(values), (1, m), pattern.indptr, pattern.indices, values, a, out, v, relaxation
     )
     return out, sums[0], row_error
 
@@ -80,14 +91,14 @@ def shift_pass(plan: ActivePlan, a: np.ndarray, growth: np.ndarray) -> tuple[np.
     pattern, values = plan
     n, m = pattern.shape
     change = np.empty(n)
-    sums, _ = over_rows(active.shift_pass, n, len(values), (1, m), pattern.indptr, pattern.indices, values, a, growth, change)
+    sums, _ = over_rows(active.shift_pass, n, _work(values), (1, m), pattern.indptr, pattern.indices, values, a, growth, change)
     return change, sums[0]
 
 
 def laplacian_product(plan: ActivePlan, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
     pattern, values = plan
     n, m = pattern.shape
-    sums, _ = over_rows(active.laplacian_product, n, len(values), (1, m), pattern.indptr, pattern.indices, values, weights, x)
+    sums, _ = over_rows(active.laplacian_product, n, _work(values), (1, m), pattern.indptr, pattern.indices, values, weights, x)
     return sums[0]
 
 
@@ -101,7 +112,7 @@ def solve_laplacian(
 ) -> tuple[np.ndarray, int, Subspace]:
     """As in `cpu`."""
     pattern, values = plan
-    several = parts(pattern.shape[0], len(values)) > 1
+    several = parts(pattern.shape[0], _work(values)) > 1
     product = partial(laplacian_product, plan, operator[0]) if several else None
     stored = pattern.indptr, pattern.indices, values
     few = len(values) <= FEW_ENTRIES * sum(pattern.shape)
@@ -120,5 +131,12 @@ def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[
     pattern, values = plan
     n, m = pattern.shape
     row_sums = np.empty(n)
-    sums, _ = over_rows(active.plan_moments, n, len(values), (2, m), pattern.indptr, pattern.indices, values, weights, v, row_sums)
+    sums, _ = over_rows(
+        active.plan_moments, n, _work(values), (2, m), pattern.indptr, pattern.indices, values, weights, v, row_sums
+    )
     return row_sums, sums[0], sums[1]
+
+
+def _work(values: np.ndarray) -> int:
+    """The work of a pass in terms of exponentials: five for each pair, which is gathered and scattered."""
+    return 5 * len(values)
