@@ -91,7 +91,7 @@ def test_conjugate_gradients_know_their_end(sparse, n_parts, monkeypatch):
     r, degree, squares = generic.plan_moments(dense.astype(np.float64), a, ones)
     plan = dense
     if sparse:
-        pattern = cpu.active_set(DenseCost(np.ones((24, 17))).kernel_cost, np.zeros(24), np.zeros(17), -2.0, np.inf)
+        pattern = cpu.lazy_active_set(DenseCost(np.ones((24, 17))).kernel_cost, np.zeros(24), np.zeros(17), -2.0, np.inf)
         plan = kernels.ActivePlan(pattern, dense.ravel())
     operator = plan, a / r, ones, degree, 1 / (degree - squares)
     settings = {"tol": 1e-9, "max_iter": 100, "interrupt": lambda: False}
@@ -158,6 +158,13 @@ def test_passes_over_a_stored_plan(shape, dtype, n_threads):
     np.testing.assert_allclose(cpu.laplacian_product(plan, a, v), generic.laplacian_product(exact, a, v), rtol=1e-12)
     for x, y in zip(cpu.plan_moments(plan, a, v), generic.plan_moments(exact, a, v), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12)
+    growth = 0.1 * (v - 1.0)
+    for x, y in zip(cpu.shift_pass(plan / m, a, growth), generic.shift_pass(exact / m, a, growth), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6 if dtype == np.float32 else 1e-11, atol=1e-8)
+    for squarings in (1, 2):
+        got, want = cpu.sharpen(plan.copy(), a, v, squarings), generic.sharpen(exact, a, v, squarings)
+        for x, y in zip(got, want, strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-6 if dtype == np.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -210,16 +217,23 @@ def test_active_set_holds_the_pairs_above_the_threshold(kind, n_threads):
     geometry = make(kind, (37, 23))
     _, f, g, reg = state(geometry)
     threshold = -3 * reg
-    active = cpu.active_set(geometry.kernel_cost, f, g, threshold, np.inf)
     rows = geometry.rows(0, 37)
-    kept = f[:, None] + g[None, :] - rows > threshold
-    assert 0 < kept.sum() < kept.size
-    assert cpu.active_set(geometry.kernel_cost, f, g, threshold, kept.sum() - 1) is None
-    i = np.repeat(np.arange(37), np.diff(active.indptr))
-    pattern = np.zeros_like(kept)
-    pattern[i, active.indices] = True
-    np.testing.assert_array_equal(pattern, kept)
-    np.testing.assert_allclose(active.values, rows[kept], rtol=1e-12)
+    exponents = f[:, None] + g[None, :] - rows
+    kept = exponents > threshold
+    u, v = np.linspace(0.5, 2.0, 37), np.linspace(2.0, 0.5, 23)
+    plan = (np.exp(exponents / reg) / u[:, None] / v).astype(np.float32)
+    for kernel, known in (
+        (cpu.active_set, (geometry.kernel_cost, plan, u, v, np.exp(-3.0))),
+        (cpu.lazy_active_set, (geometry.kernel_cost, f, g, threshold)),
+    ):
+        active = kernel(*known, np.inf)
+        assert 0 < kept.sum() < kept.size
+        assert kernel(*known, kept.sum() - 1) is None
+        i = np.repeat(np.arange(37), np.diff(active.indptr))
+        pattern = np.zeros_like(kept)
+        pattern[i, active.indices] = True
+        np.testing.assert_array_equal(pattern, kept)
+        np.testing.assert_allclose(active.values, rows[kept], rtol=1e-12)
 
 
 def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
@@ -227,7 +241,7 @@ def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
     geometry = make("forbidden", (37, 23))
     a, f, g, reg = state(geometry)
     n, m = geometry.shape
-    active = cpu.active_set(geometry.kernel_cost, f, g, -1e300, np.inf)
+    active = cpu.lazy_active_set(geometry.kernel_cost, f, g, -1e300, np.inf)
     assert len(active.values) == np.isfinite(geometry.matrix).sum()
     sparse = cpu.sparse_kernels
     dense_plan = np.empty((n, m), np.float32)
@@ -240,6 +254,8 @@ def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
     u, v = rng.random(n) + 0.5, rng.random(m) + 0.5
     for x, y in zip(sparse.scaling_pass(plan, a, u, v, 1.4), cpu.scaling_pass(dense_plan, a, u, v, 1.4), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12)
+    for x, y in zip(sparse.shift_pass(plan, a, v - 1), cpu.shift_pass(dense_plan, a, v - 1), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-15)
     np.testing.assert_allclose(sparse.laplacian_product(plan, a, v), cpu.laplacian_product(dense_plan, a, v), rtol=1e-12)
     for x, y in zip(sparse.plan_moments(plan, a, v), cpu.plan_moments(dense_plan, a, v), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12)

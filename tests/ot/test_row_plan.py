@@ -103,10 +103,69 @@ def test_how_far_scaling_passes_reach(points):
     x, y, a, _, g = points
     plan = StoredPlan.dense(PointCloud(x, y).to_dense(), a.copy(), Work(), single=True)
     plan.sweep(g.copy(), 0.05)
-    far = np.linspace(0, 0.05, 13)
-    assert plan.reaches(g + 49 * far)
-    assert not plan.reaches(g + 51 * far)
-    assert plan.reaches(g + 1e3)
+    far = np.linspace(0, 1, 13)
+    assert plan.admits(49 * far)
+    assert not plan.admits(51 * far)
+    assert plan.admits(np.full(13, 500.0))
+    assert not plan.admits(np.full(13, 700.0))
+
+
+def test_moves_scale_the_plan_where_that_will_do(points):
+    """Single precision and near: by scaling. Else by a sweep. Both arrive where a sweep does."""
+    x, y, a, _, g = points
+    geometry = PointCloud(x, y).to_dense()
+    plan, swept = (StoredPlan.dense(geometry, a.copy(), Work(), single=True) for _ in range(2))
+    plan.sweep(g.copy(), 0.05)
+    for spread, single, sweeps in ((0.1, True, 1), (0.1, False, 2), (3.0, True, 3)):
+        g = g + spread * np.linspace(0, 1, 13)
+        plan.move(g, single=single)
+        assert plan.work.sweeps == sweeps
+        swept.sweep(g, 0.05)
+        np.testing.assert_allclose(plan.column_sums, swept.column_sums, rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(plan.row_potentials(), swept.row_potentials(), atol=1e-6)
+
+
+def test_a_shift_keeps_double_precision(points, backend):
+    """Near a sweep in double precision, and only there, sums of entries in single precision lose nothing."""
+    x, y, a, _, g = points
+    reg, step = 0.05, 1e-5 * np.random.default_rng(3).standard_normal(13)
+    geometry = PointCloud(backend.asarray(x), backend.asarray(y)).to_dense()
+    plan = StoredPlan.dense(geometry, fresh(backend, a), Work(), single=True)
+    plan.sweep(fresh(backend, g), reg)
+    sweeps = plan.work.sweeps
+    assert not plan.shift(fresh(backend, g + 1e4 * step), 1e-6)
+    assert not plan.shift(fresh(backend, g + step), 1e-14)
+    assert plan.shift(fresh(backend, g + step), 1e-9)
+    assert plan.work.sweeps == sweeps and not plan.single
+    shifted = [backend.to_numpy(v) for v in (plan.g, plan.row_potentials(), plan.column_sums)]
+    matrix = [backend.to_numpy(plan.laplacian().matvec(fresh(backend, e))) for e in np.eye(13)]
+    plan.sweep(fresh(backend, g + step), reg)
+    for one, other in zip(shifted, (plan.g, plan.row_potentials(), plan.column_sums), strict=True):
+        np.testing.assert_allclose(one, backend.to_numpy(other), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(matrix, [backend.to_numpy(plan.laplacian().matvec(fresh(backend, e))) for e in np.eye(13)], atol=1e-6)
+    plan.scaling_pass(fresh(backend, step / reg))
+    plan.sweep(fresh(backend, g), reg, single=True)
+    assert not plan.shift(fresh(backend, g + step), 1e-9)  # the sweep was in single precision
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0, 3.0])
+def test_a_smaller_reg_by_powers_of_the_entries(points, backend, factor):
+    """Halving and quartering needs no sweep, wherever scaling passes have moved the plan; other factors do."""
+    x, y, a, _, g = points
+    geometry = PointCloud(backend.asarray(x), backend.asarray(y)).to_dense()
+    plan = StoredPlan.dense(geometry, fresh(backend, a), Work(), single=True)
+    plan.sweep(fresh(backend, g), 0.2, single=True)
+    plan.scaling_pass(fresh(backend, np.linspace(-0.5, 0.5, 13)))
+    target = g + np.linspace(0.0, 0.2, 13)
+    plan.lower(fresh(backend, target), 0.2 / factor)
+    assert plan.work.sweeps == (1 if factor in (2.0, 4.0) else 2)
+    lowered = [backend.to_numpy(v) for v in (plan.g, plan.row_potentials(), plan.column_sums)]
+    plan.restart()
+    plan.sweep(fresh(backend, target), 0.2 / factor)
+    for one, other in zip(lowered, (plan.g, plan.row_potentials(), plan.column_sums), strict=True):
+        np.testing.assert_allclose(one, backend.to_numpy(other), rtol=2e-5, atol=1e-7)
+    plan.lower(fresh(backend, g + 100.0 * np.linspace(0.0, 1.0, 13)), 0.1 / factor)  # too far for powers
+    assert plan.reg == 0.1 / factor
 
 
 @pytest.mark.parametrize("single", [True, False])
