@@ -98,7 +98,8 @@ class Quality:
             warnings.simplefilter("ignore", otbilevel.ConvergenceWarning)  # the figures tell
             result = solve((a, b, C), method, reg)
         error = np.abs(result.plan.sum(axis=1) - a).sum() + np.abs(result.plan.sum(axis=0) - b).sum()
-        return {"marginal_error": float(error), "gap": result.gap, "gap_exact": result.gap_exact, "nsweep": result.nsweep}
+        work = {"nsweep": result.nsweep, "nproduct": result.nproduct}
+        return {"marginal_error": float(error), "gap": result.gap, "gap_exact": result.gap_exact} | work
 
     def setup(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> None:  # noqa: ARG002
         skip_what_makes_no_sense(method, reg)
@@ -115,9 +116,13 @@ class Quality:
     def track_nsweep(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> float:
         return figures[method, problem, reg]["nsweep"]
 
+    def track_nproduct(self, figures: dict[Any, Any], method: str, problem: str, reg: float) -> float:
+        return figures[method, problem, reg]["nproduct"]
+
     track_marginal_error.unit = "L1 error"
     track_gap.unit = track_gap_exact.unit = "cost"
     track_nsweep.unit = "sweeps"
+    track_nproduct.unit = "products"
 
 
 def cells_of_the_race() -> dict[str, Cell]:
@@ -152,6 +157,9 @@ class Cells:
     def track_nsweep(self, label: str) -> float:  # noqa: ARG002
         return self.result.nsweep
 
+    def track_nproduct(self, label: str) -> float:  # noqa: ARG002
+        return self.result.nproduct
+
     def track_nit_newton(self, label: str) -> float:  # noqa: ARG002
         return self.result.nit_newton
 
@@ -160,6 +168,7 @@ class Cells:
         return float(np.abs(self.result.plan.sum(axis=1) - a).sum() + np.abs(self.result.plan.sum(axis=0) - b).sum())
 
     track_nsweep.unit = "sweeps"
+    track_nproduct.unit = "products"
     track_nit_newton.unit = "steps"
     track_marginal_error.unit = "L1 error"
 

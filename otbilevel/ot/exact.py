@@ -88,6 +88,7 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
         nit=vertex.nit,
         nit_newton=0,
         nsweep=0,
+        nproduct=0,
         success=success,
         status=status,
         message="optimal vertex found" if success else f"no optimal vertex found: {message}",

@@ -118,7 +118,7 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
 def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:
     """Move `plan` along the concave semi-dual until the slope has halved; return the step length, 0 for failure.
 
-    Every trial is a sweep, whose plan and column sums are those of the next step.
+    The plan and column sums of the last trial are those of the next step.
     """
     xp = plan.xp
     start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))

@@ -106,11 +106,13 @@ def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, prec
         for r in range(rows):
             i = first + r
             row = cost_row(cost, i, buffer)
-            shift = f[i] + HEADROOM / inv_reg if warm else cold_shift(row, g, scratch)
-            total = exponentials(row, g, shift, rate, x[r])
-            if warm and not SMALLEST_SUM < total < LARGEST_SUM:
-                shift = cold_shift(row, g, scratch)
+            shift, total = f[i] + HEADROOM / inv_reg, 0.0
+            for attempt in range(0 if warm else 1, 2):
+                if attempt == 1:
+                    shift = cold_shift(row, g, scratch)
                 total = exponentials(row, g, shift, rate, x[r])
+                if SMALLEST_SUM < total < LARGEST_SUM:
+                    break
             previous, f[i], scales[r] = f[i], shift - np.log(total) / inv_reg, 1.0 / total
             if relaxation != 1.0 and warm:
                 f[i] = (1.0 - relaxation) * previous + relaxation * f[i]
