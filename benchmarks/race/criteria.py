@@ -39,7 +39,7 @@ class Ratio:
     value : float
         The ratio; where no peer converged, what its longest attempt gives: the true one is larger.
     peer : str or None
-        The best peer; None where no one converged.
+        The peer with the least ratio; None where no one converged.
     ours : float
         Seconds, to what that peer hands over.
     """
@@ -63,8 +63,9 @@ def ratio(run: Run, cell: Cell, *, peers: Iterable[str], threads: int = 1, clock
     found = []
     for record in (record for record in tried if record.outcome == OK):
         same = run.find(cell, run.match(record.contestant), threads)
-        seconds = getattr(same, clock) if same is not None and same.outcome == OK else mine
-        found.append(Ratio(cell, getattr(record, clock) / seconds, record.contestant, seconds))
+        if same is None or same.outcome != OK:
+            return None
+        found.append(Ratio(cell, getattr(record, clock) / getattr(same, clock), record.contestant, getattr(same, clock)))
     if found:
         return min(found, key=lambda ratio: ratio.value)
     budget = run.environment["settings"]["budget"]

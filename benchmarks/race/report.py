@@ -94,7 +94,7 @@ def cell_fields(run: Run, cell: Cell, names: list[str], peers: list[str], most: 
     yield ratio_field(ratio(run, cell, peers=peers, threads=one))
     if most > 1:
         found = ratio(run, cell, peers=peers, threads=most, clock="wall")
-        yield milliseconds(run.find(cell, run.ours, most), "wall")
+        yield milliseconds(run.find(cell, run.match(found.peer or "") if found else run.ours, most), "wall")
         best = run.find(cell, found.peer, most) if found and found.peer else None
         yield f"{milliseconds(best, 'wall')} ({found.peer})" if best and found else "x"
         yield ratio_field(found)

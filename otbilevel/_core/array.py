@@ -36,7 +36,8 @@ def array_namespace(*arrays: Array) -> ModuleType:
     """The functions for these arrays: NumPy's own, which follow the standard since 2.1 and cost half a microsecond less each."""
     if all(type(x) is np.ndarray for x in arrays):
         return np
-    return array_api_compat.array_namespace(*arrays)
+    namespace: ModuleType = array_api_compat.array_namespace(*arrays)
+    return namespace
 
 
 def library_name(x: Array) -> str:

@@ -40,8 +40,9 @@ def enter(plan: RowPlan, run: Run, start: Start | None, easy: float) -> Entry:
     if start is None:
         top, g = (high - low) / 8, problem.xp.zeros_like(problem.b)
         top = top if top > FEWEST * problem.reg else problem.reg
-        top = problem.reg * 2.0 ** round(math.log2(top / problem.reg))
+        top = problem.reg * 2.0 ** round(math.log2(top / problem.reg))  # levels are then reached by squaring entries
         plan.restart(problem.xp.full_like(problem.a, low))  # the row sums of the first level are then of a good size
+        plan.preconditioner = None  # what was learnt at the target would mislead here
         plan.sweep(g, top, single=True)
         return Entry(top, g)
     reg, above = problem.reg, None

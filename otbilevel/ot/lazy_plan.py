@@ -29,6 +29,9 @@ class LazyPlan(RowPlan):
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self._move(self._base_g + self.reg * log_v, relaxation)
 
+    def move(self, g: Array, *, single: bool) -> None:
+        self.sweep(g, self.reg, single=single)  # no K to scale
+
     def row_potentials(self) -> Array:
         return self._f
 

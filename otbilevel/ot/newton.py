@@ -12,7 +12,8 @@ from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import half_step, scale
 
 CLIP = 6.0
-"""Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive."""
+"""Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive.
+It doubles while clipped steps can be taken whole."""
 SMOOTHING_PASSES = 3
 """Scaling passes after a step that was cut."""
 SMOOTHABLE = 1e-6
@@ -20,8 +21,8 @@ SMOOTHABLE = 1e-6
 STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
-SHARE_OF_TOLERANCE = 0.1
-"""How accurate an error must be that ends the steps."""
+UNCERTAIN = 0.1
+"""Share of the tolerance that an error may be off which ends the steps."""
 
 
 class TooFarError(Exception):
@@ -60,7 +61,7 @@ class NewtonRule:
 
 
 def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
-    """Take steps from a swept `plan` until the rule or the monitor says stop; `plan` is left swept."""
+    """Take steps from where `plan` is until the rule or the monitor says stop."""
     b = run.problem.b
     errors, radius = [run.error(plan)], CLIP
     run.offer(plan)
@@ -73,7 +74,7 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         direction, clipped, distance = _direction(plan, errors[-1], rule, run, radius)
         if distance > rule.farthest:
             raise TooFarError
-        length = _line_search(plan, b, direction, errors[-1], rule)
+        length = _line_search(plan, run, direction, errors[-1], rule)
         radius = 2.0 * radius if clipped and length >= 1.0 else CLIP
         if length == 0.0:
             plan.move(start, single=rule.single)
@@ -83,6 +84,7 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         elif length == 0.0:
             _smooth(plan, b)
             if not run.error(plan) < errors[-1]:
+                plan.move(start, single=rule.single)
                 return
         errors.append(run.error(plan))
         run.nit_newton += 1
@@ -115,18 +117,18 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
     return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, float(xp.sum(b * xp.abs(d)))
 
 
-def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRule) -> float:
+def _line_search(plan: RowPlan, run: Run, d: Array, error: float, rule: NewtonRule) -> float:
     """Move `plan` along the concave semi-dual until the slope has halved; return the step length, 0 for failure.
 
     The plan and column sums of the last trial are those of the next step.
     """
-    xp = plan.xp
+    xp, b = plan.xp, run.problem.b
     start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))
     if not slope > 0:
         return 0.0
     low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
-        _try(plan, b, start + length * d, rule)
+        _try(plan, run, start + length * d, rule)
         trial = float(xp.vecdot(b - plan.column_sums, d))
         if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or plan.marginal_error(b) < 0.5 * error:
             return length
@@ -140,8 +142,8 @@ def _line_search(plan: RowPlan, b: Array, d: Array, error: float, rule: NewtonRu
     return 0.0
 
 
-def _try(plan: RowPlan, b: Array, g: Array, rule: NewtonRule) -> None:
+def _try(plan: RowPlan, run: Run, g: Array, rule: NewtonRule) -> None:
     """Move `plan` to g. Where that turns out to be the end, a sweep in double precision is saved."""
-    ended = not rule.single and plan.shift(g, SHARE_OF_TOLERANCE * rule.tol)
-    if not (ended and plan.marginal_error(b) <= (1.0 - SHARE_OF_TOLERANCE) * rule.tol):
+    accuracy = UNCERTAIN * min(rule.tol, run.problem.tol)
+    if rule.single or not (plan.shift(g, accuracy) and run.error(plan) <= rule.tol - accuracy):
         plan.move(g, single=rule.single)

@@ -55,8 +55,9 @@ class OTResult(Result):
     nit, nit_newton : int
         All iterations (Sinkhorn and Newton, over all levels of regularisation), and Newton steps among them.
     nsweep, nproduct : int
-        Passes with an exponential per entry, and passes of products only over what is stored of the plan, which take a tenth of the
-        time to a half: scaling passes, trial steps, steps of conjugate gradients.
+        Passes with an exponential per entry, and passes of products only, which take a tenth of the time to a half: scaling passes,
+        trial steps, steps of conjugate gradients. On an active set they go over its pairs only. Where nothing is stored, all are
+        sweeps.
     success, status, message
         Whether, why and with what advice the solver stopped.
     method : str
@@ -78,7 +79,20 @@ class OTResult(Result):
     history: dict[str, np.ndarray]
     _plan: Plan
     _tol: float = field(repr=False)
-    _summary = ("message", "success", "status", "method", "reg", "marginal_error", "nit", "nit_newton", "nsweep", "nproduct", "f", "g")
+    _summary = (
+        "message",
+        "success",
+        "status",
+        "method",
+        "reg",
+        "marginal_error",
+        "nit",
+        "nit_newton",
+        "nsweep",
+        "nproduct",
+        "f",
+        "g",
+    )
 
     @cached_property
     def potentials(self) -> tuple[Array, Array]:

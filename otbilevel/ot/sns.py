@@ -4,7 +4,7 @@ X. Tang, M. Shavlovsky, H. Rahmanian, E. Tardini, K. K. Thekumparampil, T. Xiao,
 algorithm with sparse Newton iterations, ICLR 2024 (arXiv:2401.12253) warms up with a fixed number of Sinkhorn steps
 and then solves with a globally thresholded Hessian. Made robust, the two stages become:
 
-1. *Path.* reg falls from an eighth of the cost's range to its target by factors of 2 or 4, with a few cheap scaling
+1. *Path.* reg falls from about an eighth of the cost's range to its target by factors of 2 or 4, with a few cheap scaling
    passes at each level and the potentials extrapolated linearly in reg. The measured contraction says how hard a level
    is: hard levels get Newton steps and a smaller factor.
 2. *Newton.* Steps L x = b - c, d = reg x on the semi-dual (see `row_plan`), by preconditioned conjugate gradients on a plan stored
@@ -101,7 +101,8 @@ class Schedule:
     final : NewtonRule
         Newton steps at the target, before the certified ones.
     first : bool
-        Whether it is the first try: the active set, single precision and powers of the plan's entries may then be used.
+        Whether it is the first try: active sets and powers of the plan's entries may then be used, and Newton's steps take
+        single precision where it is enough.
     """
 
     easy: float = 4.0
@@ -135,8 +136,8 @@ CERTIFIED_FROM = 1e-5
 """Error below which double precision takes over: single precision has nothing more to give."""
 DRIFT_MARGIN = 10.0
 """By how much (in units of reg) potentials may move before the active set is made anew."""
-MAX_REBUILDS = 30
-"""How often the active set is made anew."""
+MAX_REBUILDS = {False: 30, True: 3}
+"""How often the active set is made anew at the target, and on a level of the path. Clouds at 1e-6 of the range need that many."""
 MAX_ACTIVE = 2**25
 """Entries of an active set, however large the problem: half a gigabyte."""
 
@@ -238,6 +239,8 @@ class _LevelRule:
 def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> bool:
     """Newton's method on the entries that carry the mass; leaves `plan` swept, in double precision if that was the end.
 
+    A rule for single precision is one for a level of the path: there `plan` is only scaled, and nothing checked.
+
     Entries K_ij <= exp(-theta) are left out, of the mass at most m exp(-theta); theta = log(m / tol) + 2 makes that
     0.14 tol. The margin keeps this true while the potentials drift by less than it; then the set is made anew. The
     sweep over the whole of C that follows is the check.
@@ -248,7 +251,7 @@ def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> 
     n, m = run.problem.geometry.shape
     margin = DRIFT_MARGIN * plan.reg
     theta = math.log(m / max(rule.tol, 1e-16)) + 2.0 + DRIFT_MARGIN
-    for _ in range(MAX_REBUILDS if density > 0 else 0):
+    for _ in range(MAX_REBUILDS[rule.single] if density > 0 else 0):
         pattern = plan.active_set(theta, min(density * n * m, MAX_ACTIVE))
         if pattern is None:
             return False

@@ -15,10 +15,16 @@ SQUARINGS = {2.0: 1, 4.0: 2}
 """How often entries of K are squared when reg falls by a factor."""
 SINGLE_EPS = 2.0**-24
 """Relative rounding error of a number in single precision."""
-LARGEST_GROWTH = 1.0
-"""Of v - 1 where only that is rounded."""
-ACTIVE_REACH = 50.0
-"""As for a dense plan in single precision."""
+LONGEST_SHIFT = 0.25
+"""Of |log v|: row sums of K v are then close to 1."""
+LONGEST_CHAIN = 1024.0
+"""Factor by which reg may fall by powers of entries alone, whose rounding errors grow by as much."""
+HEADROOM = 40.0
+"""Of the powers in single precision, whose largest may be far below 1."""
+SMALLEST_EXPONENT = {True: 87.0, False: 708.0}
+"""Entries of exp(-this), in single and double precision, are the smallest that are stored."""
+REACH = {True: 50.0, False: 600.0}
+"""How far apart scalings may be before smaller ones could matter."""
 
 
 class StoredPlan(RowPlan):
@@ -49,14 +55,13 @@ class StoredPlan(RowPlan):
     def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
         """Room for all n x m entries, in single or double precision."""
         storage = geometry.kernels.new_plan(geometry.shape, a, single=single)
-        # Entries below exp(-88), in double precision exp(-708), are stored as zero.
-        return cls(geometry.kernels, geometry.kernel_cost, a, work, storage, reach=50.0 if single else 600.0, single=single)
+        return cls(geometry.kernels, geometry.kernel_cost, a, work, storage, reach=REACH[single], single=single)
 
     @classmethod
     def on(cls, active_set: Any, plan: RowPlan) -> StoredPlan:
         """Room for the pairs of an active set of `plan`, to which it hands what was learnt there."""
         kernels = plan.kernels.sparse_kernels
-        active = cls(kernels, active_set, plan.a, plan.work, None, reach=ACTIVE_REACH, complete=False)
+        active = cls(kernels, active_set, plan.a, plan.work, None, reach=REACH[True], complete=False)
         active.preconditioner = plan.preconditioner
         return active
 
@@ -77,6 +82,7 @@ class StoredPlan(RowPlan):
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
         )
         self._arrive(g, reg)
+        self._swept_reg = reg
         self._exact_sums = None if single or relaxation != 1.0 else self.column_sums
 
     def _arrive(self, g: Array, reg: float) -> None:
@@ -87,8 +93,11 @@ class StoredPlan(RowPlan):
 
     def shift(self, g: Array, accuracy: float) -> bool:
         """By scaling K in terms of u - 1 and v - 1: what single precision does to it is then multiplied by these."""
-        growth = self.xp.expm1((g - self._base_g) / self.reg)
-        if self._exact_sums is None or not self._rounding_of_shift(growth) <= accuracy:
+        log_v = (g - self._base_g) / self.reg
+        if self._exact_sums is None or not float(self.xp.max(self.xp.abs(log_v))) <= LONGEST_SHIFT:
+            return False
+        growth = self.xp.expm1(log_v)
+        if not self._rounding_of_shift(growth) <= accuracy:
             return False
         self.work.products += 1
         change, sums = self.kernels.shift_pass(self._k, self.a, growth)
@@ -97,10 +106,8 @@ class StoredPlan(RowPlan):
         return True
 
     def _rounding_of_shift(self, growth: Array) -> float:
-        """L1 error of the column sums that v = 1 + growth makes: that of K, times u - 1 and v - 1, weighted by the plan."""
-        if float(self.xp.max(self.xp.abs(growth))) > LARGEST_GROWTH:
-            return math.inf
-        return 3.0 * SINGLE_EPS * float(self.xp.vecdot(self._exact_sums, self.xp.abs(growth)))
+        """A bound on the L1 error of the column sums: K meets v - 1 and u - 1, and u - 1 itself is at most twice as far off."""
+        return 5.0 * SINGLE_EPS * float(self.xp.vecdot(self._exact_sums, self.xp.abs(growth)))
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
@@ -114,13 +121,14 @@ class StoredPlan(RowPlan):
 
         What underflowed, and the square or fourth power of it, must not matter at g.
         """
-        squarings = SQUARINGS.get(round(self.reg / reg, 9))
+        squarings = SQUARINGS.get(self.reg / reg)
         log_v = (g - self._base_g) / reg
-        if squarings is None or not (self._stores_single and self.admits(2.0 * log_v)):
+        accurate = self._stores_single and self._swept_reg <= LONGEST_CHAIN * reg
+        if squarings is None or not (accurate and self.admits(2.0 * log_v)):
             self.sweep(g, reg, single=True)
             return
         self.work.products += 1
-        middle = 0.5 * (self.xp.max(log_v) + self.xp.min(log_v))  # single precision has room for either end then
+        middle = 0.5 * (self.xp.max(log_v) + self.xp.min(log_v)) - HEADROOM
         self._k, row_sums, self.column_sums = self.kernels.sharpen(self._k, self.a, self.xp.exp(log_v - middle), squarings)
         self._f = self._f - reg * (self.xp.log(row_sums) + middle)
         self._arrive(g, reg)
@@ -153,8 +161,9 @@ class StoredPlan(RowPlan):
 
     def active_set(self, theta: float, most: float) -> Any:
         """Told from the stored entries."""
-        if self.kernels.active_set is None:
-            return None
+        spread = float(self.xp.max(self._v)) / float(self.xp.min(self._v))
+        if self.kernels.active_set is None or theta + math.log(spread) > SMALLEST_EXPONENT[self._stores_single]:
+            return super().active_set(theta, most)
         return self.kernels.active_set(self.cost, self._k, self._u, self._v, math.exp(-theta), most)
 
     def product(self, weights: Array, x: Array) -> Array:
@@ -170,7 +179,7 @@ class Room:
         self._single = False
 
     def plan(self, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
-        """A plan in single or double precision: the last one if it fits, counting its work anew."""
+        """A plan in single or double precision for the same problem, perhaps with another reg: the last one if there is one."""
         if self._plan is None or self._single != single:
             self._plan = None  # never two at a time
             self._plan, self._single = StoredPlan.dense(geometry, a, work, single=single), single

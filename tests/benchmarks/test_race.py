@@ -97,6 +97,8 @@ def test_who_ran_out_of_time_sits_out_harder_cells_and_more_seeds():
 
 def test_ratio_to_the_best_peer_or_to_the_budget():
     run = make_run(solved("otbilevel sns", 0.1), solved("POT sinkhorn", 4.0), solved("mdot", 2.0), solved("POT emd", 0.5))
+    assert ratio(run, CELL, peers=run.peers(exact=False)) is None  # ours to the potentials is missing
+    run.add(solved("otbilevel sns, potentials", 0.1))
     found = ratio(run, CELL, peers=run.peers(exact=False))
     assert (found.peer, found.value) == ("mdot", pytest.approx(20.0))
     assert ratio(run, CELL, peers=run.peers(exact=True)).value == pytest.approx(5.0)
@@ -109,7 +111,7 @@ def test_ratio_to_the_best_peer_or_to_the_budget():
 
 def test_verdicts_need_measurements_and_convergence():
     assert {verdict.kept for group in GROUPS for verdict in verdicts(make_run(), group)} == {None}
-    good = make_run(solved("otbilevel sns", 0.1), solved("mdot", 3.0))
+    good = make_run(solved("otbilevel sns", 0.1), solved("otbilevel sns, potentials", 0.1), solved("mdot", 3.0))
     assert all(verdict.kept for verdict in verdicts(good, "clouds"))
     other = Cell("cloud-2d", 500, 0, 1e-3)
     bad = make_run(*good.records, Record(other, "otbilevel sns", 1, "not converged", error=1e-3))

@@ -138,11 +138,13 @@ def test_a_shift_keeps_double_precision(points, backend):
     assert plan.shift(fresh(backend, g + step), 1e-9)
     assert plan.work.sweeps == sweeps and not plan.single
     shifted = [backend.to_numpy(v) for v in (plan.g, plan.row_potentials(), plan.column_sums)]
-    matrix = [backend.to_numpy(plan.laplacian().matvec(fresh(backend, e))) for e in np.eye(13)]
+    laplacian, unit = plan.laplacian(), [fresh(backend, e) for e in np.eye(13)]
+    matrix = [backend.to_numpy(laplacian.matvec(e)) for e in unit]
     plan.sweep(fresh(backend, g + step), reg)
     for one, other in zip(shifted, (plan.g, plan.row_potentials(), plan.column_sums), strict=True):
         np.testing.assert_allclose(one, backend.to_numpy(other), rtol=0, atol=1e-10)
-    np.testing.assert_allclose(matrix, [backend.to_numpy(plan.laplacian().matvec(fresh(backend, e))) for e in np.eye(13)], atol=1e-6)
+    laplacian = plan.laplacian()
+    np.testing.assert_allclose(matrix, [backend.to_numpy(laplacian.matvec(e)) for e in unit], atol=1e-6)
     plan.scaling_pass(fresh(backend, step / reg))
     plan.sweep(fresh(backend, g), reg, single=True)
     assert not plan.shift(fresh(backend, g + step), 1e-9)  # the sweep was in single precision
@@ -164,8 +166,37 @@ def test_a_smaller_reg_by_powers_of_the_entries(points, backend, factor):
     plan.sweep(fresh(backend, target), 0.2 / factor)
     for one, other in zip(lowered, (plan.g, plan.row_potentials(), plan.column_sums), strict=True):
         np.testing.assert_allclose(one, backend.to_numpy(other), rtol=2e-5, atol=1e-7)
+    sweeps = plan.work.sweeps
     plan.lower(fresh(backend, g + 100.0 * np.linspace(0.0, 1.0, 13)), 0.1 / factor)  # too far for powers
-    assert plan.reg == 0.1 / factor
+    assert plan.work.sweeps == sweeps + 1
+
+
+def test_rounding_does_not_grow_through_many_powers(points):
+    """Each squaring doubles it; after a thousandfold smaller reg there is a sweep."""
+    x, y, a, _, g = points
+    geometry = PointCloud(x, y).to_dense()
+    plan, swept = (StoredPlan.dense(geometry, a.copy(), Work(), single=True) for _ in range(2))
+    plan.sweep(g.copy(), 4.0, single=True)
+    for level in range(1, 15):
+        plan.lower(g.copy(), 4.0 / 2**level)
+        swept.sweep(g.copy(), 4.0 / 2**level)
+        np.testing.assert_allclose(plan.column_sums, swept.column_sums, atol=2e-3)
+    assert plan.work.sweeps == 2
+
+
+def test_active_sets_of_plans_that_were_scaled_far(points):
+    """Entries that underflowed may belong to them: then they are told from the cost."""
+    x, y, a, _, g = points
+    reg = 2e-3
+    plan = StoredPlan.dense(PointCloud(x, y).to_dense(), a.copy(), Work(), single=True)
+    plan.sweep(g.copy(), reg)
+    log_v = np.linspace(-20.0, 20.0, 13)
+    plan.scaling_pass(log_v)
+    sweeps = plan.work.sweeps
+    near, far = plan.active_set(30.0, np.inf), plan.active_set(60.0, np.inf)
+    assert plan.work.sweeps == sweeps + 1
+    exponents = (plan.row_potentials()[:, None] + plan.g - PointCloud(x, y).to_dense().matrix) / reg
+    assert [len(found.values) for found in (near, far)] == [(exponents > -30.0).sum(), (exponents > -60.0).sum()]
 
 
 @pytest.mark.parametrize("single", [True, False])

@@ -158,12 +158,12 @@ def active_set(
     cost: Any, plan: np.ndarray, u: np.ndarray, v: np.ndarray, cutoff: float, max_entries: float
 ) -> sparse.ActiveSet | None:
     n, m = plan.shape
-    counts = np.empty(n, np.int64)
-    _, total = over_rows(active.count, n, _products(n * m), (1, 0), plan, u, v, cutoff, counts)
+    counts, bars = np.empty(n, np.int64), cutoff / u
+    _, total = over_rows(active.count, n, _products(n * m), (1, 0), plan, v, bars, counts)
     if total > max_entries:
         return None
     pattern = sparse.ActiveSet.with_room(counts, m)
-    over_rows(active.fill, n, _products(n * m), (1, 0), plan, u, v, cutoff, cost, *pattern[:3])
+    over_rows(active.fill, n, _products(n * m), (1, 0), plan, v, bars, cost, *pattern[:3])
     return pattern
 
 

@@ -9,11 +9,11 @@ from otbilevel.ot.kernels.cpu.stored import relaxed
 
 
 @kernel
-def count(low, high, sums, plan, u, v, cutoff, counts):  # noqa: ARG001
-    """counts_i <- how many pairs of row i have u_i K_ij v_j > cutoff. Returns their number."""
+def count(low, high, sums, plan, v, bars, counts):  # noqa: ARG001
+    """counts_i <- how many pairs of row i have K_ij v_j > bars_i. Returns their number."""
     total = 0.0
     for i in range(low, high):
-        row, kept, bar = plan[i], np.int64(0), cutoff / u[i]
+        row, kept, bar = plan[i], np.int64(0), bars[i]
         for j in range(len(v)):
             kept += np.int64(1) if row[j] * v[j] > bar else np.int64(0)
         counts[i] = kept
@@ -22,11 +22,11 @@ def count(low, high, sums, plan, u, v, cutoff, counts):  # noqa: ARG001
 
 
 @kernel
-def fill(low, high, sums, plan, u, v, cutoff, cost, indptr, indices, values):  # noqa: ARG001
+def fill(low, high, sums, plan, v, bars, cost, indptr, indices, values):  # noqa: ARG001
     """Write the columns and costs of the pairs that `count` counted."""
     buffer = np.empty(len(v))
     for i in range(low, high):
-        row, costs, k, bar = plan[i], cost_row(cost, i, buffer), indptr[i], cutoff / u[i]
+        row, costs, k, bar = plan[i], cost_row(cost, i, buffer), indptr[i], bars[i]
         for j in range(len(v)):
             if row[j] * v[j] > bar:
                 indices[k], values[k] = j, costs[j]

@@ -1,4 +1,4 @@
-"""A direct solution on an active set with so few pairs that they nearly form a forest, as at extreme regularisation.
+"""A direct solution on an active set of few pairs, not many more than a forest has, as at extreme regularisation.
 
 There ties between clusters may be weaker than rounding, and conjugate gradients take thousands of steps. The Laplacian
 L = diag(degree) - P' P with P = diag(sqrt(weights)) K diag(columns) is the Schur complement of
@@ -29,7 +29,7 @@ def solve(plan: Any, weights: np.ndarray, columns: np.ndarray, degree: np.ndarra
     whole = sparse.block_array([[sparse.eye_array(n), p], [p.T, sparse.diags_array((1.0 + SHIFT) * degree)]], format="csc")
     try:
         factors = splu(whole, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-    except RuntimeError:  # exactly singular
+    except (RuntimeError, MemoryError):  # exactly singular; too many entries after all
         return None
     x = np.zeros(m)
     for _ in range(2):

@@ -149,14 +149,15 @@ def solve(
     subspace = ritz.nothing(m) if memory is None else memory
     x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
     size, nit, moving = float(np.abs(r).sum()), 0, True
-    target, room = tol * size, max(2, min(CYCLE, RECORDED // m))
+    target, room = tol * size, max(1, min(CYCLE, RECORDED // m))
     record = Record(np.empty((room, m), np.float32), np.empty(room), np.empty(room))
     while size > target and moving and nit < max_iter and not interrupt():
         precondition(r, inverse_diagonal, tuple(subspace), p)
         rz, done, last = float(r @ p), 0, min(CYCLE, max_iter - nit)
         if not 0.0 < rz < np.inf:
             break
-        record.basis[0] = p / np.sqrt(rz)
+        with np.errstate(over="ignore"):  # infinite where a column underflowed: nothing is then learnt
+            record.basis[0] = p / np.sqrt(rz)
         at_once = max(1, int(STEPS_WORTH / (step_cost + 2 * subspace.vectors.size)))
         while moving and size > target and done < last and not interrupt():
             state = degree, inverse_diagonal, tuple(subspace), x, r, p, rz, tuple(record)
@@ -168,6 +169,6 @@ def solve(
             moving = left >= 0.0
             size = left if moving else size
         nit += done
-        if done >= FEWEST_STEPS:
+        if min(done, room) >= FEWEST_STEPS:
             subspace = ritz.extended(subspace, *record, min(done if moving else done - 1, room))
     return x, nit, subspace

@@ -19,12 +19,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import LinAlgError, eigh_tridiagonal
 
 SMALL = 0.1
 """Eigenvalues of M^-1 L below this are worth a vector."""
 MOST = 64
-"""Vectors kept."""
+"""Vectors kept, the youngest ones."""
+LARGEST = 2**23
+"""Numbers in them: 32 megabytes."""
+NOISE = 64 * 2.0**-52
+"""Relative to the largest eigenvalue: below it there is rounding only."""
 
 
 class Subspace(NamedTuple):
@@ -47,13 +51,16 @@ def extended(subspace: Subspace, basis: np.ndarray, alpha: np.ndarray, beta: np.
     alpha, beta = alpha[:count], beta[: count - 1]
     diagonal, off = 1.0 / alpha, np.sqrt(beta) / alpha[:-1]
     diagonal[1:] += beta / alpha[:-1]
-    if not (np.isfinite(diagonal).all() and np.isfinite(off).all()):
+    floor = NOISE * count * float(diagonal.max())
+    finite = all(np.isfinite(x).all() for x in (diagonal, off, basis[:count]))  # not so where a column underflowed
+    if not (finite and floor < SMALL):
+        return subspace
+    try:
+        values, shares = eigh_tridiagonal(diagonal, off, select="v", select_range=(floor, SMALL))
+    except LinAlgError:  # bisection, or its inverse iteration, did not converge
         return subspace
     signs = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
-    values, shares = eigh_tridiagonal(diagonal, off, select="v", select_range=(0.0, SMALL))
     found = (signs[:, None] * shares).T.astype(np.float32) @ basis[:count]
+    kept = min(MOST, LARGEST // basis.shape[1])
     vectors, weights = np.concatenate([found, subspace.vectors]), np.concatenate([1.0 / values, subspace.weights])
-    if len(weights) > MOST:
-        best = np.sort(np.argsort(-weights, kind="stable")[:MOST])
-        vectors, weights = vectors[best], weights[best]
-    return Subspace(vectors, weights)
+    return Subspace(vectors[:kept], weights[:kept])

@@ -16,9 +16,13 @@ ENTRY_COST = 12.0
 """Time of a product per entry, relative to that of a dense one."""
 
 FEW_ENTRIES = 3
-"""Per row and column: so few that a direct solution is cheap."""
+"""Per row and column: so few that a direct solution is cheap. (A forest has one.)"""
+LARGEST_FACTOR = 20_000
+"""Rows and columns up to which it is: between random points of many dimensions a tenth of its factor may be dense."""
 PATIENCE = 300
 """Steps of conjugate gradients before that."""
+LATE = 2.0
+"""Residual in units of the one wanted that is too large: the steps were too few, or their curvature drowned in rounding."""
 
 
 class ActiveSet(NamedTuple):
@@ -115,15 +119,17 @@ def solve_laplacian(
     several = parts(pattern.shape[0], _work(values)) > 1
     product = partial(laplacian_product, plan, operator[0]) if several else None
     stored = pattern.indptr, pattern.indices, values
-    few = len(values) <= FEW_ENTRIES * sum(pattern.shape)
+    few = len(values) <= FEW_ENTRIES * sum(pattern.shape) and sum(pattern.shape) <= LARGEST_FACTOR
     limit = min(max_iter, PATIENCE) if few else max_iter
     x, nit, memory = pcg.solve(
         stored, ENTRY_COST * len(values), product, *operator, tol=tol, max_iter=limit, interrupt=interrupt, memory=memory
     )
-    if few and nit >= limit:
-        weights, columns, degree, _, b = operator
-        exact = direct.solve(plan, weights, columns, degree, b)
-        x = x if exact is None else exact
+    weights, columns, degree, _, b = operator
+    if few and not interrupt():
+        residual = b - degree * x + columns * laplacian_product(plan, weights, columns * x)
+        if np.abs(residual).sum() > LATE * tol * np.abs(b).sum():
+            exact = direct.solve(plan, weights, columns, degree, b)
+            x = x if exact is None else exact
     return x, nit, memory
 
 
