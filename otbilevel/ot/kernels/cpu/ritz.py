@@ -23,7 +23,7 @@ from scipy.linalg import LinAlgError, eigh_tridiagonal
 
 SMALL = 0.1
 """Eigenvalues of M^-1 L below this are worth a vector."""
-MOST = 64
+MOST = 128
 """Vectors kept, the youngest ones."""
 LARGEST = 2**23
 """Numbers in them: 32 megabytes."""
