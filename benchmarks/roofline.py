@@ -86,11 +86,15 @@ def kernels(n: int, cost: np.ndarray) -> list[Kernel]:
     plan = cpu.new_plan((n, n), a, single=True)
     sweep = partial(cpu.softmax_rows, cost, x, REG, a, plan=plan, relaxation=1.0)
     f = sweep(f=None, single=False)[0]
+    even = np.full((n, n), 1.0 / n, np.float32)  # squared and normalised it is itself again
     return [
         Kernel("`extremes`", partial(cpu.extremes, cost), 8, 3),
         Kernel("`softmax_rows`, single", partial(sweep, f=f, single=True), 12, 25, np.float32),
         Kernel("`softmax_rows`, double", partial(sweep, f=f, single=False), 12, 33, np.float64),
         Kernel("`scaling_pass`", partial(cpu.scaling_pass, plan, a, ones, ones, 1.0), 4, 4),
+        Kernel("`shift_pass`", partial(cpu.shift_pass, plan, a, x), 4, 4),
+        Kernel("`sharpen`", partial(cpu.sharpen, even, a, ones, 2), 8, 8),
+        Kernel("`active_set`, too many", partial(cpu.active_set, cost, plan, ones, ones, 0.0, 0.0), 4, 2),
         Kernel("`laplacian_product`", partial(cpu.laplacian_product, plan, a, x), 4, 4),
         Kernel("`plan_moments`", partial(cpu.plan_moments, plan, a, ones), 4, 8),
         Kernel("`plan_sums`", partial(cpu.plan_sums, cost, f, x, REG, a), 8, 35, np.float64),
