@@ -147,7 +147,8 @@ def series(run: Run, family: str, axis: str, **fixed: float) -> Series:
     """Curves of a family by contestant: sizes or 1/reg, and CPU seconds, the median over seeds."""
     one = min(run.threads)
     points: dict[str, dict[float, list[float]]] = {}
-    for record in run.records:
+    hidden = set(run.methods) - set(run.to_the_plan)
+    for record in (record for record in run.records if record.contestant not in hidden):
         cell = record.cell
         matches = cell.family == family and all(getattr(cell, name) == value for name, value in fixed.items())
         if matches and record.threads == one and record.outcome == OK and record.cpu:

@@ -133,10 +133,12 @@ def test_page_and_pictures(tmp_path):
     cells = grid(("cloud-2d",), (500, 1000, 2000), (1e-3, 2e-4, 1e-4))
     records = [solved("otbilevel sns", cell.size**2 * 1e-7, cell) for cell in cells]
     records += [solved("mdot", cell.size**3 * 1e-9, cell) for cell in cells[:-1]] + [failed("mdot", cells[-1])]
+    records += [solved("otbilevel sns, potentials", cell.size**2 * 1e-7, cell) for cell in cells]
     run = make_run(*records)
+    run.methods.append("otbilevel sns, potentials")
     pictures = figures.draw(run, tmp_path)
     page = report.render(run, pictures)
     assert {path.name for path in tmp_path.glob("*.svg")} == {picture.file for picture in pictures}
     assert "| cloud-2d, reg 0.001 | otbilevel sns | 2.00 |" in page
     assert "| cloud-2d, reg 0.001 | mdot | 3.00 |" in page
-    assert "| cloud-2d n=2000 | 0.0001 | 400 | x | > 75 |" in page
+    assert "| cloud-2d n=2000 | 0.0001 | 400 | 400 | x | > 75 |" in page
