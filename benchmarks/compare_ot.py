@@ -21,8 +21,8 @@ Rules of the race:
 * A solve that takes longer than the budget counts as not converged ("x"). Who ran out of time in a cell sits out the harder
   ones ("-"): the same family at the same or smaller reg and (but for random assignment) the same or larger size. Who fails with
   one thread sits out the run with all of them.
-* The first solve in a cell, and in a turn, is a warm-up, unless it is long. Then all take turns, and the median counts: CPU seconds of
-  the process with one thread, wall seconds with all of them.
+* The first solve in a cell, and in a turn, is a warm-up, unless it is long. Then all take turns, and the median counts: CPU
+  seconds of the process with one thread, wall seconds with all of them.
 * The ratio is the time of the best converging peer over ours. Exact transport (``ot.emd``) is counted separately.
 * Every library runs in a process of its own (`benchmarks/race/worker.py`), as thread counts are read once and a late solve must
   be ended.
