@@ -68,9 +68,14 @@ def ratio(run: Run, cell: Cell, *, peers: Iterable[str], threads: int = 1, clock
         found.append(Ratio(cell, getattr(record, clock) / getattr(same, clock), record.contestant, getattr(same, clock)))
     if found:
         return min(found, key=lambda ratio: ratio.value)
-    budget = run.environment["settings"]["budget"]
-    late = [record for record in tried if record.outcome == SLOW or (record.outcome == WRONG and (record.wall or 0) > 0.9 * budget)]
-    return Ratio(cell, budget / mine, None, mine) if late else None
+    bounds = [bound for record in tried if (bound := spent(run, record)) is not None]
+    return Ratio(cell, min(bounds) / mine, None, mine) if bounds else None
+
+
+def spent(run: Run, record: Record) -> float | None:
+    """The budget, where a failure used it up."""
+    budget = float(record.figures.get("budget", run.environment["settings"]["budget"]))
+    return budget if record.outcome == SLOW or (record.outcome == WRONG and (record.wall or 0.0) > 0.9 * budget) else None
 
 
 def ratios(run: Run, cells: Iterable[Cell], peers: Iterable[str] | None = None) -> list[Ratio]:

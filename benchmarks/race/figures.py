@@ -82,12 +82,14 @@ def save(figure: Any, folder: pathlib.Path, name: str) -> str:
 
 
 def profile(run: Run, folder: pathlib.Path) -> Picture | None:
-    """Over all cells with an entropic opponent."""
+    """Over the cells in which every entropic opponent was asked."""
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     names = [*run.to_the_plan, *run.peers(exact=False)]
     one = min(run.threads)
-    raced = {record.cell for record in run.records if record.contestant in run.peers(exact=False)}
+    peers = run.peers(exact=False)
+    cells = {record.cell for record in run.records} if peers else set()
+    raced = {cell for cell in cells if all(run.find(cell, peer, one) is not None for peer in peers)}
     times = {name: np.array([seconds(run, cell, name, one) for cell in sorted(raced)]) for name in names}
     if not raced or not np.isfinite(np.concatenate(list(times.values()))).any():
         return None

@@ -120,20 +120,25 @@ class Run:
 
     @classmethod
     def load(cls, paths: Iterable[pathlib.Path]) -> Run:
-        """Read one or more files. Where two measured the same, the later file counts."""
+        """Read one or more files. Where two measured the same, the later file counts. Settings become lists."""
         merged: dict[tuple[Cell, str, int], Record] = {}
         groups: dict[str, None] = {}
+        settings: dict[str, list[float]] = {"budget": [], "turns": []}
         data = None
         for path in paths:
             data = json.loads(path.read_text(encoding="utf-8"))
             groups |= dict.fromkeys(data["groups"])
+            for name, values in settings.items():
+                values.append(data["environment"]["settings"][name])
             for entry in data.pop("records"):
                 times = [(cpu, wall) for cpu, wall in entry["times"]]
-                record = Record(**entry | {"cell": Cell(**entry["cell"]), "times": times})
+                figures = {"budget": data["environment"]["settings"]["budget"]} | entry["figures"]
+                record = Record(**entry | {"cell": Cell(**entry["cell"]), "times": times, "figures": figures})
                 merged[record.cell, record.contestant, record.threads] = record
         if data is None:
             msg = "there is no file to read"
             raise ValueError(msg)
+        data["environment"]["settings"] |= {name: sorted(set(values)) for name, values in settings.items()}
         return cls(**data | {"groups": list(groups), "records": list(merged.values())})
 
 

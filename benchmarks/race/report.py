@@ -17,7 +17,7 @@ def render(run: Run, pictures: Iterable[Picture]) -> str:
     """The whole page, without a title of its own: it is made to be included."""
     lines = [*header(run), *summary(run)]
     for name in run.groups:
-        lines += [*section(run, name)]
+        lines += [*section(run, name)] if cells_of(run, name) else []
     lines += [*pictured(pictures), *notes(run)]
     return "\n".join(lines) + "\n"
 
@@ -28,12 +28,18 @@ def header(run: Run) -> Iterator[str]:
     yield f"- machine: {known['machine']}"
     yield f"- date: {known['date']}; versions: " + ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     threads = " and ".join(str(threads) for threads in run.threads)
-    limits = f"budget for a solve: {settings['budget']:g} s; L1 error <= {settings['tolerance']:g}"
-    yield f"- threads: {threads}; {limits}; turns: {settings['turns']}"
+    limits = f"budget for a solve: {span(settings['budget'])} s; L1 error <= {settings['tolerance']:g}"
+    yield f"- threads: {threads}; {limits}; turns: {span(settings['turns'])}"
     yield f"- ours is {run.ours}, to the dense plan; to the potentials where a peer (mdot, OTT) hands over these"
     if settings["missing"]:
         yield f"- not installed: {', '.join(settings['missing'])}"
     yield ""
+
+
+def span(setting: float | list[float]) -> str:
+    """A setting, or from where to where it went in several runs."""
+    values = sorted({setting} if isinstance(setting, (int, float)) else set(setting))
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
 def summary(run: Run) -> Iterator[str]:

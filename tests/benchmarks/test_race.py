@@ -125,7 +125,9 @@ def test_what_is_saved_is_read_and_later_files_count(tmp_path):
     run = Run.load([first, second])
     assert run.groups == ["clouds", "easy"]
     assert run.find(CELL, "otbilevel sns", 1).cpu == 0.2
-    assert run.find(CELL, "mdot", 1) == solved("mdot", 2.0)
+    assert run.find(CELL, "mdot", 1).times == solved("mdot", 2.0).times
+    assert run.find(CELL, "mdot", 1).figures["budget"] == 30.0
+    assert "budget for a solve: 30 s" in report.render(run, [])
 
 
 def test_page_and_pictures(tmp_path):
