@@ -62,20 +62,7 @@ def softmax_rows(
     n, m = cost.shape
     out = np.empty(n)
     plan = ActivePlan(cost, np.empty(len(cost.values), np.float32)) if plan is None else plan
-    sums, _ = over_rows(
-        active.softmax_rows,
-        n,
-        _work(cost.values),
-        (1, m),
-        cost.indptr,
-        cost.indices,
-        cost.values,
-        g,
-        1.0 / reg,
-        a,
-        out,
-        plan.values,
-    )
+    sums, _ = over_rows(active.softmax_rows, n, _work(cost.values), (1, m), *cost[:3], g, 1.0 / reg, a, out, plan.values)
     return out, plan, sums[0], 0.0
 
 
