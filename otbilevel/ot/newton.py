@@ -108,13 +108,12 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
     """
     xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
-    r = b - plan.column_sums
-    r = r - laplacian.degree * (xp.sum(r) / xp.sum(laplacian.degree))  # into the range of L
+    r = plan.vectors.balanced(b, plan.column_sums, laplacian.degree)  # in the range of L
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
-    d = x - xp.sort(x)[b.shape[0] // 2]  # the gauge in which most potentials stay
-    clipped = float(xp.max(xp.abs(d))) > radius
-    return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, float(xp.sum(b * xp.abs(d)))
+    d, longest, mean = plan.vectors.centred(x, b)  # the gauge in which most potentials stay
+    clipped = longest > radius
+    return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, mean
 
 
 def _line_search(plan: RowPlan, run: Run, d: Array, error: float, rule: NewtonRule) -> float:

@@ -51,11 +51,8 @@ class Laplacian:
     @classmethod
     def of(cls, plan: RowPlan, weights: Array, degree: Array, squares: Array) -> Laplacian:
         """The Laplacian from the moments of K, see `plan_moments`."""
-        xp = array_namespace(degree)
         # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
-        diagonal = xp.maximum(degree - squares, 1e-9 * degree)
-        inverse = 1.0 / xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))
-        return cls(plan, weights, degree, inverse)
+        return cls(plan, weights, degree, plan.vectors.inverse_diagonal(degree, squares, 1e-9))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,6 +100,7 @@ class RowPlan(ABC):
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
         self.xp: ModuleType = array_namespace(a)
         self.kernels = kernels
+        self.vectors: ModuleType = kernels.vector_kernels
         self.cost = cost
         self.a = a
         self.work = work
@@ -113,8 +111,7 @@ class RowPlan(ABC):
     def marginal_error(self, b: Array) -> float:
         """L1 error of both marginals; computed once where the plan is, as rules, monitor and best iterate all ask."""
         if self._measured is None or self._measured[0] is not self.column_sums:
-            deviation = self.xp.abs(self.column_sums - b)
-            self._measured = self.column_sums, float(self.xp.sum(deviation)) + self.row_error
+            self._measured = self.column_sums, self.vectors.distance(self.column_sums, b) + self.row_error
         return self._measured[1]
 
     def restart(self, f: Array | None = None) -> None:
@@ -136,8 +133,8 @@ class RowPlan(ABC):
 
     def admits(self, log_v: Array) -> bool:
         """Whether a scaling pass may go that far from the last sweep."""
-        low, high = float(self.xp.min(log_v)), float(self.xp.max(log_v))
-        return high - low <= self.reach and max(high, -low) <= LARGEST_SCALING
+        low, high = self.vectors.extent(log_v)
+        return bool(high - low <= self.reach and max(high, -low) <= LARGEST_SCALING)
 
     def move(self, g: Array, *, single: bool) -> None:
         """Move to g: by scaling the K of the last sweep where single precision is enough and its reach, too, else by a sweep."""

@@ -16,6 +16,8 @@ from otbilevel.ot.run import Run
 
 LONGEST_STEP = 60.0
 """Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
+SMALLEST_SUM = 1e-300
+"""What it is taken for."""
 STALL_WINDOW = 50
 """Iterations without progress near the rounding floor after which nothing more is to be had."""
 
@@ -112,6 +114,4 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
 
 def half_step(plan: RowPlan, log_b: Array) -> Array:
     """How far g has to move, in units of reg, for exact column sums."""
-    xp = plan.xp
-    log_sums = xp.log(xp.maximum(plan.column_sums, xp.full_like(log_b, 1e-300)))
-    return xp.minimum(log_b - log_sums, xp.full_like(log_b, LONGEST_STEP))
+    return plan.vectors.log_ratio(log_b, plan.column_sums, SMALLEST_SUM, LONGEST_STEP)

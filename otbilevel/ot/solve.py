@@ -88,7 +88,7 @@ def solve_ot(
     A dense C is swept in O(n m) per iteration. For NumPy arrays "sns" keeps one more n x m array in single precision,
     "sinkhorn" one in double precision, and "auto" one of the two; other libraries always use double precision, and
     take several such arrays at work. The plan of a `PointCloud` takes the memory that ``options={"memory": ...}`` grants,
-    by default 2^30 bytes; an active set may come on top, of at most 5 % of n m and 2^25 entries. Beyond 5e10 pairs of points
+    by default 2^30 bytes; an active set may come on top, of at most a tenth of n m and 2^25 entries. Beyond 5e10 pairs of points
     the marginal error is interpolated and checked on 4096 rows and columns taken at random, and `message` says so.
     Forbidden pairs cost a check of feasibility, which needs about a hundred bytes for each allowed pair.
 

@@ -94,7 +94,8 @@ class StoredPlan(RowPlan):
     def shift(self, g: Array, accuracy: float) -> bool:
         """By scaling K in terms of u - 1 and v - 1: what single precision does to it is then multiplied by these."""
         log_v = (g - self._base_g) / self.reg
-        if self._exact_sums is None or not float(self.xp.max(self.xp.abs(log_v))) <= LONGEST_SHIFT:
+        low, high = self.vectors.extent(log_v)
+        if self._exact_sums is None or not max(high, -low) <= LONGEST_SHIFT:
             return False
         growth = self.xp.expm1(log_v)
         if not self._rounding_of_shift(growth) <= accuracy:
@@ -128,7 +129,7 @@ class StoredPlan(RowPlan):
             self.sweep(g, reg, single=True)
             return
         self.work.products += 1
-        middle = 0.5 * (self.xp.max(log_v) + self.xp.min(log_v)) - HEADROOM
+        middle = 0.5 * sum(self.vectors.extent(log_v)) - HEADROOM
         self._k, row_sums, self.column_sums = self.kernels.sharpen(self._k, self.a, self.xp.exp(log_v - middle), squarings)
         self._f = self._f - reg * (self.xp.log(row_sums) + middle)
         self._arrive(g, reg)
@@ -139,7 +140,7 @@ class StoredPlan(RowPlan):
 
     def laplacian(self) -> Laplacian:
         """L of diag(u) K diag(v), as scaling passes may have moved the plan since its last sweep."""
-        largest = self.xp.max(self._v)  # only u v matters: make v of a size whose square does not overflow
+        _, largest = self.vectors.extent(self._v)  # only u v matters: make v of a size whose square does not overflow
         weights, v = self.a * self._u * largest, self._v / largest
         row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
         self._columns = v
@@ -161,8 +162,8 @@ class StoredPlan(RowPlan):
 
     def active_set(self, theta: float, most: float) -> Any:
         """Told from the stored entries."""
-        spread = float(self.xp.max(self._v)) / float(self.xp.min(self._v))
-        if self.kernels.active_set is None or theta + math.log(spread) > SMALLEST_EXPONENT[self._stores_single]:
+        low, high = self.vectors.extent(self._v)
+        if self.kernels.active_set is None or theta + math.log(high / low) > SMALLEST_EXPONENT[self._stores_single]:
             return super().active_set(theta, most)
         return self.kernels.active_set(self.cost, self._k, self._u, self._v, math.exp(-theta), most)
 

@@ -109,6 +109,12 @@ def test_only_so_many_vectors_are_kept(monkeypatch):
     assert not np.isin(second.weights, first.weights).any()  # the youngest stay
 
 
+def test_where_no_eigenvalue_is_small_nothing_is_learnt():
+    nothing = ritz.nothing(4)
+    alpha, beta = np.array([1.0, 1.1, 1.2]), np.array([0.01, 0.01, 0.01])
+    assert ritz.extended(nothing, np.ones((3, 4), np.float32), alpha, beta, 3) is nothing
+
+
 def test_a_breakdown_teaches_nothing():
     nothing = ritz.nothing(4)
     basis = np.ones((3, 4), np.float32)

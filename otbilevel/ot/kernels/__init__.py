@@ -20,6 +20,17 @@ With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels 
 `lazy_active_set`           the pairs with f_i + g_j - C_ij > threshold
 ==========================  =====================================================================================================
 
+and on vectors, in `vector_kernels`,
+
+==========================  =====================================================================================================
+`extent`                    the smallest and the largest number, NaN if one is
+`distance`                  sum |x - y|
+`log_ratio`                 log(b / max(sums, smallest)), at most `most`
+`balanced`                  x - y minus the multiple of the weights that makes the sum 0
+`centred`                   d = x minus its (upper) median, max |d| and sum b |d|
+`inverse_diagonal`          1 / max(degree - squares, smallest degree), and 1 where the degree is 0
+==========================  =====================================================================================================
+
 Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.
 
 `generic` is the truth, in the array API; `cpu` is compiled for NumPy. Setting ``OTBILEVEL_KERNELS=generic`` in the

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from otbilevel._core.array import Array, array_namespace, device
+from otbilevel.ot.kernels import vectors
 
 if TYPE_CHECKING:
     from otbilevel.ot.dense_cost import DenseCost
     from otbilevel.ot.geometry import Geometry
 
+vector_kernels = vectors
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
 solve_laplacian = None

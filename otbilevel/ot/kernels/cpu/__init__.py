@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored
+from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
 sparse_kernels = sparse
+vector_kernels = vectors
 interpolates = True
 
 _NOTHING = np.empty((0, 0), np.float32)

@@ -72,6 +72,19 @@ def precondition(r, inverse_diagonal, subspace, out):
 
 
 @kernel
+def begin(r, inverse_diagonal, subspace, p, record):
+    """p <- preconditioned r, the first direction. Returns r'p."""
+    precondition(r, inverse_diagonal, subspace, p)
+    rz = 0.0
+    for j in range(len(p)):
+        rz += r[j] * p[j]
+    scale = 1.0 / np.sqrt(rz) if rz > 0.0 else 0.0
+    for j in range(len(p)):
+        record[0][0, j] = scale * p[j]  # infinite where a column underflowed: nothing is then learnt
+    return rz
+
+
+@kernel
 def advance(product, degree, inverse_diagonal, subspace, x, r, p, rz, record, done):
     """Step number `done`, given N p of L = diag(degree) - N; overwrites `product`, x, r and p.
 
@@ -152,12 +165,9 @@ def solve(
     target, room = tol * size, max(1, min(CYCLE, RECORDED // m))
     record = Record(np.empty((room, m), np.float32), np.empty(room), np.empty(room))
     while size > target and moving and nit < max_iter and not interrupt():
-        precondition(r, inverse_diagonal, tuple(subspace), p)
-        rz, done, last = float(r @ p), 0, min(CYCLE, max_iter - nit)
+        rz, done, last = begin(r, inverse_diagonal, tuple(subspace), p, tuple(record)), 0, min(CYCLE, max_iter - nit)
         if not 0.0 < rz < np.inf:
             break
-        with np.errstate(over="ignore"):  # infinite where a column underflowed: nothing is then learnt
-            record.basis[0] = p / np.sqrt(rz)
         at_once = max(1, int(STEPS_WORTH / (step_cost + 2 * subspace.vectors.size)))
         while moving and size > target and done < last and not interrupt():
             state = degree, inverse_diagonal, tuple(subspace), x, r, p, rz, tuple(record)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, eigh_tridiagonal
+from scipy.linalg import LinAlgError, eigh_tridiagonal, lapack
 
 SMALL = 0.1
 """Eigenvalues of M^-1 L below this are worth a vector."""
@@ -43,6 +43,11 @@ def nothing(m: int) -> Subspace:
     return Subspace(np.empty((0, m), np.float32), np.empty(0))
 
 
+def _is_definite(diagonal: np.ndarray, off: np.ndarray) -> bool:
+    """Whether a symmetric tridiagonal matrix is positive definite; costs next to nothing."""
+    return bool(lapack.dpttrf(diagonal, off)[-1] == 0)
+
+
 def extended(subspace: Subspace, basis: np.ndarray, alpha: np.ndarray, beta: np.ndarray, count: int) -> Subspace:
     """Add the small Ritz pairs of the first `count` steps of a solve, see `pcg.Record`.
 
@@ -55,6 +60,8 @@ def extended(subspace: Subspace, basis: np.ndarray, alpha: np.ndarray, beta: np.
     finite = all(np.isfinite(x).all() for x in (diagonal, off, basis[:count]))  # not so where a column underflowed
     if not (finite and floor < SMALL):
         return subspace
+    if _is_definite(diagonal - SMALL, off):
+        return subspace  # none below SMALL
     try:
         values, shares = eigh_tridiagonal(diagonal, off, select="v", select_range=(floor, SMALL))
     except LinAlgError:  # bisection, or its inverse iteration, did not converge

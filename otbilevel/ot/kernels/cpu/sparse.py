@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otbilevel.ot.kernels.cpu import active, direct, pcg
+from otbilevel.ot.kernels.cpu import active, direct, pcg, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, parts
 
-ENTRY_COST = 12.0
+vector_kernels = vectors
+
+ENTRY_COST = 6.0
 """Time of a product per entry, relative to that of a dense one."""
 
 FEW_ENTRIES = 3
@@ -38,7 +40,7 @@ class ActiveSet(NamedTuple):
         """For so many pairs in each row; which ones is not written yet."""
         indptr = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
-        return cls(indptr, np.empty(indptr[-1], np.int32), np.empty(indptr[-1]), (len(counts), m))
+        return cls(indptr, np.empty(indptr[-1], np.uint32), np.empty(indptr[-1]), (len(counts), m))
 
 
 class ActivePlan(NamedTuple):
@@ -131,5 +133,5 @@ def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[
 
 
 def _work(values: np.ndarray) -> int:
-    """The work of a pass in terms of exponentials: five for each pair, which is gathered and scattered."""
-    return 5 * len(values)
+    """The work of a pass in terms of exponentials: two for each pair, which is gathered and scattered."""
+    return 2 * len(values)
