@@ -6,7 +6,7 @@
 Bytes count what a kernel must read and write once (no write-allocate), flops count a fused multiply-add as two. The bound
 of a kernel is the longer of two times: its bytes at the bandwidth of a copy of a float64 matrix of the same size, which is
 that of the cache or memory where such matrices live, and its exponentials at the rate that they reach in the first-level
-cache.
+cache. Figures of an active set, a random twenty-fifth of the pairs, are per pair kept.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ SECONDS = 0.4
 """Time to spend on each figure; the best repetition counts."""
 COPY_BYTES = 16
 REG = 0.02
+SHARE = 0.04
+"""Of the pairs in an active set."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one entry costs. `exponential` is the dtype of the one that it takes, if any."""
+    """What one of its `entries` costs, by default n^2. `exponential` is the dtype of the one that it takes, if any."""
 
     name: str
     run: Callable[[], object]
     bytes: int
     flops: int
     exponential: type | None = None
+    entries: int | None = None
 
 
 def main() -> None:
@@ -64,7 +67,7 @@ def measure(n: int, exponentials: dict[type, float], threads: int) -> list[str]:
     for kernel in kernels(n, source):
         exponential = exponentials[kernel.exponential] / threads if kernel.exponential else 0.0
         bound = max(copy * kernel.bytes / COPY_BYTES, exponential)
-        lines.append(line(n, kernel.name, kernel.bytes, kernel.flops, best(kernel.run) / n**2, bound))
+        lines.append(line(n, kernel.name, kernel.bytes, kernel.flops, best(kernel.run) / (kernel.entries or n**2), bound))
     return lines
 
 
@@ -77,7 +80,10 @@ def line(n: int, name: str, size: int, flops: int, seconds: float, bound: float)
 
 
 def kernels(n: int, cost: np.ndarray) -> list[Kernel]:
-    """Every kernel of a dense cost in float64 and of a plan stored in float32, on `cost` as the solver hands it over."""
+    """Every kernel of a dense cost in float64 and of a plan stored in float32, on `cost` as the solver hands it over.
+
+    Those of the plan also on an active set.
+    """
     from otbilevel._core.array import readonly  # noqa: PLC0415 -- only now are the threads settled
     from otbilevel.ot.kernels import cpu  # noqa: PLC0415
 
@@ -86,6 +92,10 @@ def kernels(n: int, cost: np.ndarray) -> list[Kernel]:
     plan = cpu.new_plan((n, n), a, single=True)
     sweep = partial(cpu.softmax_rows, cost, x, REG, a, plan=plan, relaxation=1.0)
     f = sweep(f=None, single=False)[0]
+    few = np.where(cost < SHARE, 1.0 / n, 0.0).astype(np.float32)
+    pattern = cpu.active_set(cost, few, ones, ones, 0.0, np.inf)
+    sparse, kept = cpu.sparse_kernels, len(pattern.values)
+    active = sparse.softmax_rows(pattern, x, REG, a, None, None, single=True, relaxation=1.0)[1]
     even = np.full((n, n), 1.0 / n, np.float32)  # squared and normalised it is itself again
     return [
         Kernel("`extremes`", partial(cpu.extremes, cost), 8, 3),
@@ -95,10 +105,21 @@ def kernels(n: int, cost: np.ndarray) -> list[Kernel]:
         Kernel("`shift_pass`", partial(cpu.shift_pass, plan, a, x), 4, 4),
         Kernel("`sharpen`", partial(cpu.sharpen, even, a, ones, 2), 8, 8),
         Kernel("`active_set`, too many", partial(cpu.active_set, cost, plan, ones, ones, 0.0, 0.0), 4, 2),
+        Kernel("`active_set`, found", partial(cpu.active_set, cost, few, ones, ones, 0.0, np.inf), 8, 4),
         Kernel("`laplacian_product`", partial(cpu.laplacian_product, plan, a, x), 4, 4),
         Kernel("`plan_moments`", partial(cpu.plan_moments, plan, a, ones), 4, 8),
         Kernel("`plan_sums`", partial(cpu.plan_sums, cost, f, x, REG, a), 8, 35, np.float64),
         Kernel("`plan_rows`", partial(cpu.plan_rows, cost, f, x, REG, a, 0, n), 16, 30, np.float64),
+        Kernel(
+            "active: `softmax_rows`",
+            partial(sparse.softmax_rows, pattern, x, REG, a, None, active, single=True, relaxation=1.0),
+            16,
+            33,
+            np.float64,
+            kept,
+        ),
+        Kernel("active: `laplacian_product`", partial(sparse.laplacian_product, active, a, x), 8, 4, entries=kept),
+        Kernel("active: `plan_moments`", partial(sparse.plan_moments, active, a, ones), 8, 8, entries=kept),
     ]
 
 

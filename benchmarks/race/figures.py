@@ -115,7 +115,7 @@ def profile(run: Run, folder: pathlib.Path) -> Picture | None:
         (name, f"{np.mean(f <= 1.0):.0%}", f"{np.mean(f <= 10.0):.0%}", f"{shares[name]:.0%}") for name, f in factors.items()
     )
     return Picture(
-        f"Performance profile over {kept.sum()} cells",
+        f"Performance profile over {kept.sum()} cells that every contestant was asked to solve",
         save(figure, folder, "profile"),
         ("contestant", "fastest", "within 10x", "solved"),
         rows,

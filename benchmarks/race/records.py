@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +121,10 @@ class Run:
 
     @classmethod
     def load(cls, paths: Iterable[pathlib.Path]) -> Run:
-        """Read one or more files. Where two measured the same, the later file counts. Settings become lists."""
+        """Read one or more files. Where two measured the same, the later file counts. Settings become lists.
+
+        Budget, turns and commit, which may differ between files, are kept with each record's figures.
+        """
         merged: dict[tuple[Cell, str, int], Record] = {}
         groups: dict[str, None] = {}
         settings: dict[str, list[float]] = {"budget": [], "turns": []}
@@ -130,9 +134,10 @@ class Run:
             groups |= dict.fromkeys(data["groups"])
             for name, values in settings.items():
                 values.append(data["environment"]["settings"][name])
+            own = {name: data["environment"]["settings"][name] for name in settings} | {"commit": data["environment"]["commit"]}
             for entry in data.pop("records"):
                 times = [(cpu, wall) for cpu, wall in entry["times"]]
-                figures = {"budget": data["environment"]["settings"]["budget"]} | entry["figures"]
+                figures = own | entry["figures"]
                 record = Record(**entry | {"cell": Cell(**entry["cell"]), "times": times, "figures": figures})
                 merged[record.cell, record.contestant, record.threads] = record
         if data is None:
@@ -155,8 +160,19 @@ def environment(settings: dict[str, Any]) -> dict[str, Any]:
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "versions": versions,
+        "commit": commit(),
         "settings": settings | {"tolerance": TOLERANCE},
     }
+
+
+def commit() -> str:
+    """The commit of this checkout, where it is one."""
+    root = pathlib.Path(__file__).parents[2]
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def processor() -> str:

@@ -28,15 +28,14 @@ def header(run: Run) -> Iterator[str]:
     yield f"- machine: {known['machine']}"
     yield f"- date: {known['date']}; versions: " + ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     threads = " and ".join(str(threads) for threads in run.threads)
-    limits = f"budget for a solve: {span(settings['budget'])} s; L1 error <= {settings['tolerance']:g}"
-    yield f"- threads: {threads}; {limits}; turns: {span(settings['turns'])}"
+    yield f"- threads: {threads}; L1 error <= {settings['tolerance']:g}"
     yield f"- ours is {run.ours}, to the dense plan; to the potentials where a peer (mdot, OTT) hands over these"
     if settings["missing"]:
         yield f"- not installed: {', '.join(settings['missing'])}"
     yield ""
 
 
-def span(setting: float | list[float]) -> str:
+def span(setting: float | Iterable[float]) -> str:
     """A setting, or from where to where it went in several runs."""
     values = sorted({setting} if isinstance(setting, (int, float)) else set(setting))
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
@@ -78,16 +77,25 @@ def section(run: Run, name: str) -> Iterator[str]:
     if others:
         yield from (f"Converged nowhere within the budget: {', '.join(others)}.", "")
     most = run.threads[-1]
-    wall = most > 1
-    yield "CPU milliseconds with one thread" + (f"; on the right wall milliseconds with {most}." if wall else ".")
+    wall = most > 1 and any(run.find(cell, peer, most) for cell in cells for peer in peers)
+    yield "CPU milliseconds with one thread" + (f"; on the right wall milliseconds with {most}" if wall else "") + "."
+    yield conditions(run, cells)
     yield ""
     names = [*run.methods, *rivals]
     yield from table_head(
         ["problem", "reg", *names, "ratio", *(["ours, wall", "best peer, wall", "ratio, wall"] if wall else []), "error", "sweeps"]
     )
     for cell in cells:
-        yield table_row(list(cell_fields(run, cell, names, peers, most)))
+        yield table_row(list(cell_fields(run, cell, names, peers, most if wall else 1)))
     yield ""
+
+
+def conditions(run: Run, cells: list[Cell]) -> str:
+    """Budget, turns and commit of ours in these cells."""
+    records = [record for cell in cells if (record := run.find(cell, run.ours, min(run.threads))) is not None]
+    defaults = run.environment["settings"] | {"commit": run.environment["commit"]}
+    values = {name: {record.figures.get(name, defaults[name]) for record in records} for name in ("budget", "turns", "commit")}
+    return f"Budget {span(values['budget'])} s, turns {span(values['turns'])}, commit {', '.join(sorted(values['commit']))}."
 
 
 def cell_fields(run: Run, cell: Cell, names: list[str], peers: list[str], most: int) -> Iterator[str]:
@@ -102,7 +110,8 @@ def cell_fields(run: Run, cell: Cell, names: list[str], peers: list[str], most: 
         found = ratio(run, cell, peers=peers, threads=most, clock="wall")
         yield milliseconds(run.find(cell, run.match(found.peer or "") if found else run.ours, most), "wall")
         best = run.find(cell, found.peer, most) if found and found.peer else None
-        yield f"{milliseconds(best, 'wall')} ({found.peer})" if best and found else "x"
+        ran = any(run.find(cell, peer, most) for peer in peers)
+        yield f"{milliseconds(best, 'wall')} ({found.peer})" if best and found else "x" if ran else "-"
         yield ratio_field(found)
     yield "-" if ours is None or ours.error is None else f"{ours.error:.0e}"
     yield "-" if ours is None else str(ours.figures.get("nsweep", "-"))
@@ -138,9 +147,9 @@ def solved(run: Run, cell: Cell, contestant: str, threads: int) -> bool:
 def notes(run: Run) -> Iterator[str]:
     """How everyone failed, and whose answers differ."""
     yield from ("### Who failed, and how", "")
-    yield "x: not converged within the budget, with the error reached; x alone: ended; failed: an exception, a crash or the like;"
-    yield "-: not run, after a failure in an easier cell or with one thread. A ratio with > is of a cell where no peer converged:"
-    yield "the budget stands in for the best one."
+    yield "x (e): over the budget, or above 1e-09 when it stopped by itself; e is the error then, after up to 1.5 times the budget."
+    yield "x alone: ended there. failed: an exception, a crash or the like. -: not run, after a failure in an easier cell or with"
+    yield "one thread, or not asked to. A ratio with > is of a cell where no peer converged: the budget stands in for the best one."
     yield ""
     yield from table_head(["contestant", OK, SLOW, WRONG, CRASHED, SKIPPED])
     one = min(run.threads)

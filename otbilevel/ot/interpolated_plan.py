@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from otbilevel._core.array import Array
 from otbilevel.ot.cells import Cells
+from otbilevel.ot.huge import is_huge
 from otbilevel.ot.interpolated_kernel import InterpolatedKernel
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.point_plan import fine_accuracy
@@ -48,6 +51,7 @@ class InterpolatedPlan(RowPlan):
     def __init__(self, geometry: PointCloud, a: Array, work: Work, *, tol: float, memory: float) -> None:
         super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
         self._x_tree, self._y_tree = geometry.trees
+        self._is_huge = is_huge(geometry)
         self._a = self._x_tree.sort(a)
         self._range = geometry.bounds[1] - geometry.bounds[0]
         fine = fine_accuracy(tol)
@@ -114,6 +118,10 @@ class InterpolatedPlan(RowPlan):
         self._hessian, self._hessian_v = kernel, v
         degree = self._y_tree.restore(v * kernel.transposed_times(self._a * u))
         return Laplacian.of(self, self._x_tree.restore(self._a * u * u), degree, np.zeros_like(degree))
+
+    def active_set(self, theta: float, most: float) -> Any:
+        """None between so many points that not even one look at every pair is affordable."""
+        return None if self._is_huge else super().active_set(theta, most)
 
     def product(self, weights: Array, x: Array) -> Array:
         assert self._hessian is not None

@@ -108,10 +108,10 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
     """
     xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
-    r = plan.vectors.balanced(b, plan.column_sums, laplacian.degree)  # in the range of L
+    r = plan.vector_kernels.balanced(b, plan.column_sums, laplacian.degree)  # in the range of L
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
-    d, longest, mean = plan.vectors.centred(x, b)  # the gauge in which most potentials stay
+    d, longest, mean = plan.vector_kernels.centred(x, b)  # the gauge in which most potentials stay
     clipped = longest > radius
     return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, mean
 

@@ -45,8 +45,8 @@ class PointCloud(Geometry):
     How a solver holds the plan depends on the points (``options={"memory": ...}`` is the budget in bytes):
 
     * With squared Euclidean cost and NumPy arrays in few dimensions, the kernel is interpolated between the nodes of cells of
-      size sqrt(reg), to a hundredth of the tolerance. The work then depends on how many such cells there are, hardly on n and m.
-      Cells so far apart that they exchange nothing are left out.
+      side up to 4 sqrt(reg), to a hundredth of the tolerance. The work then depends on how many such cells there are, hardly on
+      n and m. Cells so far apart that they exchange nothing are left out.
     * Where cells hold too few points for this, as in many dimensions or at small reg, the plan is stored if it fits the budget.
     * Else every pass computes it anew: O(n m d) operations, O((n + m) d) memory.
 

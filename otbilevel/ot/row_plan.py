@@ -20,6 +20,8 @@ from typing import Any
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.linalg import cg
 
+SMALLEST_SHARE = 1e-9
+"""Of the degree of a column that the diagonal of the Laplacian may be: the difference of the two cancels."""
 LARGEST_SCALING = 600.0
 """Logarithm up to which a scaling neither overflows nor lets K v underflow."""
 
@@ -52,7 +54,7 @@ class Laplacian:
     def of(cls, plan: RowPlan, weights: Array, degree: Array, squares: Array) -> Laplacian:
         """The Laplacian from the moments of K, see `plan_moments`."""
         # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
-        return cls(plan, weights, degree, plan.vectors.inverse_diagonal(degree, squares, 1e-9))
+        return cls(plan, weights, degree, plan.vector_kernels.inverse_diagonal(degree, squares, SMALLEST_SHARE))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,19 +102,19 @@ class RowPlan(ABC):
     def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
         self.xp: ModuleType = array_namespace(a)
         self.kernels = kernels
-        self.vectors: ModuleType = kernels.vector_kernels
+        self.vector_kernels: ModuleType = kernels.vector_kernels
         self.cost = cost
         self.a = a
         self.work = work
         self.preconditioner: Any = None
-        self._measured: tuple[Array, float] | None = None
+        self._measured: tuple[Array, Array, float] | None = None
         self.restart()
 
     def marginal_error(self, b: Array) -> float:
         """L1 error of both marginals; computed once where the plan is, as rules, monitor and best iterate all ask."""
-        if self._measured is None or self._measured[0] is not self.column_sums:
-            self._measured = self.column_sums, self.vectors.distance(self.column_sums, b) + self.row_error
-        return self._measured[1]
+        if self._measured is None or self._measured[0] is not self.column_sums or self._measured[1] is not b:
+            self._measured = self.column_sums, b, self.vector_kernels.distance(self.column_sums, b) + self.row_error
+        return self._measured[2]
 
     def restart(self, f: Array | None = None) -> None:
         """Forget the potentials that the next sweep would start from; it starts from `f`, or finds the maximum of every row."""
@@ -133,7 +135,7 @@ class RowPlan(ABC):
 
     def admits(self, log_v: Array) -> bool:
         """Whether a scaling pass may go that far from the last sweep."""
-        low, high = self.vectors.extent(log_v)
+        low, high = self.vector_kernels.extremes(log_v)
         return bool(high - low <= self.reach and max(high, -low) <= LARGEST_SCALING)
 
     def move(self, g: Array, *, single: bool) -> None:

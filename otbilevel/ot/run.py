@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -73,7 +74,7 @@ class Run:
         """Keep the iterate if it is the best of the whole cost at the target; single precision must be better by its error."""
         if plan.complete and plan.reg == self.problem.reg:
             error = self.error(plan) + (SINGLE_PRECISION if plan.single else 0.0)
-            if self.best is None or error < self.best_error:
+            if self.best is None or error < self.best_error or math.isnan(self.best_error):
                 self.best_error, self.best = error, (plan.row_potentials(), plan.g)
 
     def finish(self, method: str) -> OTResult:

@@ -16,8 +16,8 @@ from otbilevel.ot.run import Run
 
 LONGEST_STEP = 60.0
 """Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
-SMALLEST_SUM = 1e-300
-"""What it is taken for."""
+LEAST_SUM = 1e-300
+"""What a column sum that underflowed is taken for."""
 STALL_WINDOW = 50
 """Iterations without progress near the rounding floor after which nothing more is to be had."""
 
@@ -114,4 +114,4 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
 
 def half_step(plan: RowPlan, log_b: Array) -> Array:
     """How far g has to move, in units of reg, for exact column sums."""
-    return plan.vectors.log_ratio(log_b, plan.column_sums, SMALLEST_SUM, LONGEST_STEP)
+    return plan.vector_kernels.log_ratio(log_b, plan.column_sums, LEAST_SUM, LONGEST_STEP)

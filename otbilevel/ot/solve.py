@@ -36,12 +36,14 @@ def solve_ot(
     Parameters
     ----------
     a, b : (n,), (m,) array_like or None
-        Non-negative weights of equal mass; None for uniform. A relative difference of mass up to 1e-6 (float32: 1e-4) is rescaled.
+        Non-negative weights of equal mass; None for uniform ones, of the other side's mass (1 if both are None). A relative
+        difference of mass up to 1e-6 (float32: 1e-4) is rescaled.
     C : (n, m) array_like or geometry
         Costs, or a `PointCloud` or `DenseCost`. +inf forbids a pair. All arrays come from one library and live on one device,
         and so does the result.
     reg : float, optional
-        Regularisation > 0, in units of the cost; by default 1e-3 times the range of C. ``method="exact"`` takes none.
+        Regularisation > 0, in units of the cost; by default 1e-3 times the range of C (largest minus smallest finite cost).
+        Transport without it is ``method="exact"``, which takes none: 0 is refused.
     method : {"auto", "sns", "sinkhorn", "exact"}
         The algorithm; the documentation's table says what each is for.
     tol : float, optional
@@ -85,11 +87,12 @@ def solve_ot(
 
     Notes
     -----
-    A dense C is swept in O(n m) per iteration. For NumPy arrays "sns" keeps one more n x m array in single precision,
-    "sinkhorn" one in double precision, and "auto" one of the two; other libraries always use double precision, and
-    take several such arrays at work. The plan of a `PointCloud` takes the memory that ``options={"memory": ...}`` grants,
-    by default 2^30 bytes; an active set may come on top, of at most a tenth of n m and 2^25 entries. Beyond 5e10 pairs of points
-    the marginal error is interpolated and checked on 4096 rows and columns taken at random, and `message` says so.
+    A dense C is swept in O(n m) per iteration. For NumPy arrays "sns" (and so "auto") keeps one more n x m array in single
+    precision, "sinkhorn" one in double precision; other libraries always use double precision, and take several such arrays at
+    work. Points of zero weight cost a copy of the rest of C. The plan of a `PointCloud` takes the memory that
+    ``options={"memory": ...}`` grants, by default 2^30 bytes; an active set may come on top, of at most a tenth of n m and 2^25
+    entries. Beyond 5e10 pairs of NumPy points with squared Euclidean cost the marginal error is interpolated and checked on 4096
+    rows and columns taken at random, and `message` says so.
     Forbidden pairs cost a check of feasibility, which needs about a hundred bytes for each allowed pair.
 
     References

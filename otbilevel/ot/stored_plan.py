@@ -61,7 +61,7 @@ class StoredPlan(RowPlan):
     def on(cls, active_set: Any, plan: RowPlan) -> StoredPlan:
         """Room for the pairs of an active set of `plan`, to which it hands what was learnt there."""
         kernels = plan.kernels.sparse_kernels
-        active = cls(kernels, active_set, plan.a, plan.work, None, reach=REACH[True], complete=False)
+        active = cls(kernels, active_set, plan.a, plan.work, None, reach=REACH[True], single=True, complete=False)
         active.preconditioner = plan.preconditioner
         return active
 
@@ -93,9 +93,11 @@ class StoredPlan(RowPlan):
 
     def shift(self, g: Array, accuracy: float) -> bool:
         """By scaling K in terms of u - 1 and v - 1: what single precision does to it is then multiplied by these."""
+        if self._exact_sums is None:
+            return False
         log_v = (g - self._base_g) / self.reg
-        low, high = self.vectors.extent(log_v)
-        if self._exact_sums is None or not max(high, -low) <= LONGEST_SHIFT:
+        low, high = self.vector_kernels.extremes(log_v)
+        if not max(high, -low) <= LONGEST_SHIFT:
             return False
         growth = self.xp.expm1(log_v)
         if not self._rounding_of_shift(growth) <= accuracy:
@@ -129,7 +131,7 @@ class StoredPlan(RowPlan):
             self.sweep(g, reg, single=True)
             return
         self.work.products += 1
-        middle = 0.5 * sum(self.vectors.extent(log_v)) - HEADROOM
+        middle = 0.5 * sum(self.vector_kernels.extremes(log_v)) - HEADROOM
         self._k, row_sums, self.column_sums = self.kernels.sharpen(self._k, self.a, self.xp.exp(log_v - middle), squarings)
         self._f = self._f - reg * (self.xp.log(row_sums) + middle)
         self._arrive(g, reg)
@@ -140,7 +142,7 @@ class StoredPlan(RowPlan):
 
     def laplacian(self) -> Laplacian:
         """L of diag(u) K diag(v), as scaling passes may have moved the plan since its last sweep."""
-        _, largest = self.vectors.extent(self._v)  # only u v matters: make v of a size whose square does not overflow
+        _, largest = self.vector_kernels.extremes(self._v)  # only u v matters: make v of a size whose square does not overflow
         weights, v = self.a * self._u * largest, self._v / largest
         row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
         self._columns = v
@@ -162,7 +164,7 @@ class StoredPlan(RowPlan):
 
     def active_set(self, theta: float, most: float) -> Any:
         """Told from the stored entries."""
-        low, high = self.vectors.extent(self._v)
+        low, high = self.vector_kernels.extremes(self._v)
         if self.kernels.active_set is None or theta + math.log(high / low) > SMALLEST_EXPONENT[self._stores_single]:
             return super().active_set(theta, most)
         return self.kernels.active_set(self.cost, self._k, self._u, self._v, math.exp(-theta), most)

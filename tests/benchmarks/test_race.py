@@ -15,9 +15,9 @@ from otbilevel.testing import FAMILIES
 CELL = Cell("cloud-2d", 1000, 0, 1e-3)
 
 
-def make_run(*records: Record, groups: tuple[str, ...] = ("clouds",)) -> Run:
+def make_run(*records: Record, groups: tuple[str, ...] = ("clouds",), commit: str = "abc") -> Run:
     settings = {"budget": 30.0, "turns": 1, "missing": [], "tolerance": TOLERANCE}
-    known = {"machine": "a machine", "date": "2026-01-01", "versions": {"numpy": "2"}, "settings": settings}
+    known = {"machine": "a machine", "date": "2026-01-01", "versions": {"numpy": "2"}, "settings": settings, "commit": commit}
     return Run(known, list(groups), ["otbilevel sns"], list(records))
 
 
@@ -121,13 +121,30 @@ def test_verdicts_need_measurements_and_convergence():
 def test_what_is_saved_is_read_and_later_files_count(tmp_path):
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     make_run(solved("otbilevel sns", 0.1), solved("mdot", 2.0)).save(first)
-    make_run(solved("otbilevel sns", 0.2), groups=("easy",)).save(second)
+    make_run(solved("otbilevel sns", 0.2), groups=("easy",), commit="def").save(second)
     run = Run.load([first, second])
     assert run.groups == ["clouds", "easy"]
     assert run.find(CELL, "otbilevel sns", 1).cpu == 0.2
     assert run.find(CELL, "mdot", 1).times == solved("mdot", 2.0).times
     assert run.find(CELL, "mdot", 1).figures["budget"] == 30.0
-    assert "budget for a solve: 30 s" in report.render(run, [])
+    assert run.find(CELL, "mdot", 1).figures["commit"] == "abc"
+    assert "Budget 30 s, turns 1, commit def." in report.render(run, [])
+
+
+def test_wall_times_are_shown_where_there_are_any():
+    one = [solved("otbilevel sns", 0.1), solved("POT sinkhorn", 2.0)]
+    assert "wall" not in report.render(make_run(*one), [])
+    page = report.render(make_run(*one, solved("otbilevel sns", 0.05, threads=2), solved("POT sinkhorn", 1.5, threads=2)), [])
+    assert "| 50 | 1500 (POT sinkhorn) | 30 |" in page
+    other = Cell("cloud-2d", 2000, 0, 1e-3)
+    some = [
+        *one,
+        solved("otbilevel sns", 0.05, threads=2),
+        solved("POT sinkhorn", 1.5, threads=2),
+        solved("otbilevel sns", 0.4, other),
+    ]
+    page = report.render(make_run(*some, solved("POT sinkhorn", 8.0, other), solved("otbilevel sns", 0.2, other, threads=2)), [])
+    assert "| 200 | - | - |" in page
 
 
 def test_page_and_pictures(tmp_path):

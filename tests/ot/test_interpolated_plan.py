@@ -146,3 +146,14 @@ def test_the_sample_finds_wrong_sums(monkeypatch):
         result = solve_ot(None, None, geometry, reg=0.2)
     assert not result.success
     assert result.marginal_error > 1e-6
+
+
+def test_no_active_set_between_so_many_points_that_pairs_are_not_looked_at(weights, monkeypatch):
+    found = []
+    for directly in (N * M, N * M - 1):
+        monkeypatch.setattr(huge, "DIRECTLY", directly)
+        _, plan = both(clouds(), *weights, REG)
+        plan.sweep(np.zeros(M), REG)
+        found.append(plan.active_set(30.0, np.inf))
+    assert len(found[0].values) > 0
+    assert found[1] is None

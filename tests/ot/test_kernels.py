@@ -236,6 +236,49 @@ def test_active_set_holds_the_pairs_above_the_threshold(kind, n_threads):
         np.testing.assert_allclose(active.values, rows[kept], rtol=1e-12)
 
 
+@pytest.mark.parametrize("m", [1, 2, 7, 8, 9, 16, 64, 65])
+def test_active_sets_of_rows_that_are_empty_full_or_end_late(m, n_threads):
+    cost = np.random.default_rng(m).random((9, m))
+    kept = np.zeros((9, m), bool)
+    kept[0] = kept[8] = kept[1, -1] = kept[2, 0] = True
+    kept[3, ::3] = True
+    plan = np.where(kept, 0.5, 1e-9).astype(np.float32)
+    f = np.where(kept, 0.0, -1.0)
+    for active in (
+        cpu.active_set(cost, plan, np.ones(9), np.ones(m), 1e-6, np.inf),
+        cpu.lazy_active_set(np.where(kept, cost, cost + 5.0), np.zeros(9), np.zeros(m), -2.0, np.inf),
+    ):
+        assert f.shape == active.shape
+        np.testing.assert_array_equal(np.diff(active.indptr), kept.sum(axis=1))
+        np.testing.assert_array_equal(active.indices, np.nonzero(kept)[1])
+        np.testing.assert_array_equal(active.values, cost[kept])
+
+
+@pytest.mark.parametrize("m", range(1, 11))
+def test_sparse_kernels_on_rows_of_any_length(m, n_threads):
+    """An empty row counts as one of zeros and raises nothing; the solver's monitor sees what comes of it."""
+    rng = np.random.default_rng(m)
+    plan = np.tril(rng.random((m + 1, m)) + 0.1, -1).astype(np.float32)  # row i has i entries
+    pattern = cpu.lazy_active_set(np.where(plan > 0, 0.0, np.inf), np.zeros(m + 1), np.zeros(m), -1.0, np.inf)
+    sparse, active = cpu.sparse_kernels, cpu.sparse_kernels.ActivePlan(pattern, plan[plan > 0])
+    a, u, v = rng.random(m + 1), np.ones(m + 1), rng.random(m) + 0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.testing.assert_allclose(sparse.laplacian_product(active, a, v), (a * (plan @ v)) @ plan, rtol=1e-6)
+        got, want = sparse.shift_pass(active, a, v), generic.shift_pass(plan.astype(float), a, v)
+        for x, y in zip(got, want, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-12)
+        row_sums, degree, squares = sparse.plan_moments(active, a, v)
+        assert row_sums[0] == 0.0
+        np.testing.assert_allclose(row_sums, plan.astype(float) @ v, rtol=1e-12)
+        np.testing.assert_allclose(degree, a @ plan.astype(float), rtol=1e-12)
+        np.testing.assert_allclose(squares, (a / row_sums)[1:] @ plan[1:].astype(float) ** 2, rtol=1e-12)
+        scaled, _, row_error = sparse.scaling_pass(active, a, u, v, 1.0)
+        np.testing.assert_allclose(scaled, 1.0 / row_sums, rtol=1e-12)
+        assert np.isnan(row_error)
+        f, _, _, _ = sparse.softmax_rows(pattern, v, 0.1, a, None, None, single=False, relaxation=1.0)
+        np.testing.assert_allclose(f[0], np.inf)
+
+
 def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
     """Restricting to a pattern is the same as forbidding the rest."""
     geometry = make("forbidden", (37, 23))

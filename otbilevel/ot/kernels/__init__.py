@@ -23,12 +23,12 @@ With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels 
 and on vectors, in `vector_kernels`,
 
 ==========================  =====================================================================================================
-`extent`                    the smallest and the largest number, NaN if one is
+`extremes`                  the smallest and the largest number, NaN if one is
 `distance`                  sum |x - y|
 `log_ratio`                 log(b / max(sums, smallest)), at most `most`
 `balanced`                  x - y minus the multiple of the weights that makes the sum 0
 `centred`                   d = x minus its (upper) median, max |d| and sum b |d|
-`inverse_diagonal`          1 / max(degree - squares, smallest degree), and 1 where the degree is 0
+`inverse_diagonal`          1 / max(degree - squares, floor degree), and 1 where that is next to nothing
 ==========================  =====================================================================================================
 
 Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.

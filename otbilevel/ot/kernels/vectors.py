@@ -1,11 +1,14 @@
-"""Work on vectors of length n or m in the array API's own functions: the truth for `cpu.vectors`."""
+"""Work on vectors of length n or m in the array API's own functions: the truth for `cpu.vectors`; other libraries run it."""
 
 from __future__ import annotations
 
 from otbilevel._core.array import Array, array_namespace
 
+LEAST_DIAGONAL = 1e-300
+"""Diagonals of a Laplacian up to which the reciprocal could overflow: of columns that underflowed."""
 
-def extent(x: Array) -> tuple[float, float]:
+
+def extremes(x: Array) -> tuple[float, float]:
     xp = array_namespace(x)
     return float(xp.min(x)), float(xp.max(x))
 
@@ -33,7 +36,7 @@ def centred(x: Array, b: Array) -> tuple[Array, float, float]:
     return d, float(xp.max(size)), float(xp.sum(b * size))
 
 
-def inverse_diagonal(degree: Array, squares: Array, smallest: float) -> Array:
+def inverse_diagonal(degree: Array, squares: Array, floor: float) -> Array:
     xp = array_namespace(degree)
-    diagonal = xp.maximum(degree - squares, smallest * degree)
-    return 1.0 / xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal))
+    diagonal = xp.maximum(degree - squares, floor * degree)
+    return 1.0 / xp.where(diagonal <= LEAST_DIAGONAL, xp.ones_like(diagonal), diagonal)

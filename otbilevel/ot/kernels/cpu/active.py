@@ -1,7 +1,7 @@
 """Compiled kernels on an active set: the same mathematics as `dense` and `stored`, on the pairs that a CSR pattern keeps.
 
-Column numbers are unsigned, and loops take four pairs at a time: numba then neither asks whether an index counts from the end nor
-waits for one sum after the other, which together makes a product twice as fast.
+Column numbers are unsigned, as numba would ask of signed ones whether they count from the end; and sums run four side by side, as
+each waits for its last addition.
 """
 
 import numpy as np
@@ -12,74 +12,23 @@ from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
 from otbilevel.ot.kernels.cpu.stored import relaxed
 
 
-@kernel
-def count(low, high, sums, plan, v, bars, counts):  # noqa: ARG001
-    """counts_i <- how many pairs of row i have K_ij v_j > bars_i. Returns their number."""
-    total = 0.0
-    for i in range(low, high):
-        row, kept, bar = plan[i], np.int64(0), bars[i]
-        for j in range(len(v)):
-            kept += np.int64(1) if row[j] * v[j] > bar else np.int64(0)
-        counts[i] = kept
-        total += kept
-    return total
-
-
-@kernel
-def fill(low, high, sums, plan, v, bars, cost, indptr, indices, values):  # noqa: ARG001
-    """Write the columns and costs of the pairs that `count` counted."""
-    m = len(v)
-    buffer, marks, chosen = np.empty(m), np.zeros(m + 8, np.uint8), np.empty(m + 8, np.uint32)
-    for i in range(low, high):
-        row, bar = plan[i], bars[i]
-        for j in range(m):
-            marks[j] = np.uint8(1) if row[j] * v[j] > bar else np.uint8(0)
-        _write(marks, chosen, cost_row(cost, i, buffer), indices[indptr[i] : indptr[i + 1]], values[indptr[i] : indptr[i + 1]])
-    return 0.0
-
-
-@kernel
-def lazy_count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
-    """counts_i <- how many pairs of row i have f_i + g_j - C_ij > threshold. Returns their number."""
-    m = len(g)
-    buffer = np.empty(m)
-    total = 0.0
-    for i in range(low, high):
-        row = cost_row(cost, i, buffer)
-        kept, bar = np.int64(0), threshold - f[i]
-        for j in range(m):
-            kept += np.int64(1) if g[j] - row[j] > bar else np.int64(0)
-        counts[i] = kept
-        total += kept
-    return total
-
-
-@kernel
-def lazy_fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
-    """Write the columns and costs of the pairs that `lazy_count` counted."""
-    m = len(g)
-    buffer, marks, chosen = np.empty(m), np.zeros(m + 8, np.uint8), np.empty(m + 8, np.uint32)
-    for i in range(low, high):
-        row, bar = cost_row(cost, i, buffer), threshold - f[i]
-        for j in range(m):
-            marks[j] = np.uint8(1) if g[j] - row[j] > bar else np.uint8(0)
-        _write(marks, chosen, row, indices[indptr[i] : indptr[i + 1]], values[indptr[i] : indptr[i + 1]])
-    return 0.0
-
-
 @inlined
 def _write(marks, chosen, costs, columns, values):
-    """The marked columns of a row and their costs. `marks` and `chosen` have room for eight numbers more than there are columns.
+    """The marked columns of a row and their costs, where there is room for just these.
 
-    Marks are passed over eight at a time; where one of them is set there is no branch, as no processor could foresee it.
+    `marks` has zeros up to the next multiple of eight, `chosen` room for one number more than there are columns. Marks are passed
+    over eight at a time; where one of them is set there is no branch, as no processor could foresee it.
     """
     m, k = len(costs), np.uint64(0)
     words = marks[: 8 * ((m + 7) // 8)].view(np.uint64)
     for w in range(len(words)):
-        if words[w] != 0:
+        if words[w] != np.uint64(0):
             for r in range(8):
                 chosen[k] = 8 * w + r
                 k += np.uint64(marks[8 * w + r])
+    if k != np.uint64(len(columns)):
+        msg = "pairs were counted and chosen by different comparisons"  # else memory would be overwritten
+        raise RuntimeError(msg)
     for q in range(len(columns)):
         columns[q] = chosen[q]
         values[q] = costs[chosen[q]]
@@ -112,6 +61,63 @@ def _add(entries, columns, s, out):
         out[columns[k + 3]] += s * entries[k + 3]
     for k in range(4 * fours, len(columns)):
         out[columns[k]] += s * entries[k]
+
+
+@kernel
+def count(low, high, sums, plan, v, bars, counts):  # noqa: ARG001
+    """counts_i <- how many pairs of row i have K_ij v_j > bars_i. Returns their number."""
+    total = 0.0
+    for i in range(low, high):
+        row, kept, bar = plan[i], np.int64(0), bars[i]
+        for j in range(len(v)):
+            kept += np.int64(1) if row[j] * v[j] > bar else np.int64(0)
+        counts[i] = kept
+        total += kept
+    return total
+
+
+@kernel
+def fill(low, high, sums, plan, v, bars, cost, indptr, indices, values):  # noqa: ARG001
+    """Write the columns and costs of the pairs that `count` counted."""
+    m = len(v)
+    buffer, marks, chosen = np.empty(m), np.zeros(m + 7, np.uint8), np.empty(m + 1, np.uint32)
+    for i in range(low, high):
+        row, bar = plan[i], bars[i]
+        for j in range(m):
+            marks[j] = np.uint8(1) if row[j] * v[j] > bar else np.uint8(0)
+        start, end = indptr[i], indptr[i + 1]
+        _write(marks, chosen, cost_row(cost, i, buffer), indices[start:end], values[start:end])
+    return 0.0
+
+
+@kernel
+def lazy_count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
+    """counts_i <- how many pairs of row i have f_i + g_j - C_ij > threshold. Returns their number."""
+    m = len(g)
+    buffer = np.empty(m)
+    total = 0.0
+    for i in range(low, high):
+        row = cost_row(cost, i, buffer)
+        kept, bar = np.int64(0), threshold - f[i]
+        for j in range(m):
+            kept += np.int64(1) if g[j] - row[j] > bar else np.int64(0)
+        counts[i] = kept
+        total += kept
+    return total
+
+
+@kernel
+def lazy_fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
+    """Write the columns and costs of the pairs that `lazy_count` counted."""
+    m = len(g)
+    buffer, marks, chosen = np.empty(m), np.zeros(m + 7, np.uint8), np.empty(m + 1, np.uint32)
+    for i in range(low, high):
+        row, bar = cost_row(cost, i, buffer), threshold - f[i]
+        for j in range(m):
+            marks[j] = np.uint8(1) if g[j] - row[j] > bar else np.uint8(0)
+        start, end = indptr[i], indptr[i + 1]
+        _write(marks, chosen, row, indices[start:end], values[start:end])
+    return 0.0
 
 
 @kernel
@@ -179,9 +185,9 @@ def plan_moments(low, high, sums, indptr, indices, plan, weights, v, row_sums):
     column_sums, squares = sums[0], sums[1]
     for i in range(low, high):
         columns, row = indices[indptr[i] : indptr[i + 1]], plan[indptr[i] : indptr[i + 1]]
-        s = _dot(row, columns, v)
-        row_sums[i] = s
+        row_sums[i] = _dot(row, columns, v)
         _add(row, columns, weights[i], column_sums)
+        share = weights[i] / row_sums[i]
         for k in range(len(columns)):
-            squares[columns[k]] += weights[i] / s * np.float64(row[k]) * row[k]
+            squares[columns[k]] += share * row[k] * row[k]
     return 0.0

@@ -9,6 +9,9 @@ from numba import njit
 
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
+ARITHMETIC = {"fastmath": SUMS, "error_model": "numpy"}
+"""Sums may be reordered; a division by zero is infinite, and no branch that raises."""
+
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, without the interpreter lock, and keep the result on disk.
@@ -17,11 +20,11 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     kept and every process compiles anew; ``NUMBA_CACHE_DIR`` in the environment names such a folder.
     """
     try:
-        return njit(fastmath=SUMS, nogil=True, cache=True)(function)
+        return njit(cache=True, nogil=True, **ARITHMETIC)(function)
     except RuntimeError:  # no locator available
-        return njit(fastmath=SUMS, nogil=True)(function)
+        return njit(nogil=True, **ARITHMETIC)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Copied by numba into the kernel that calls it: a real call counts references to every row that it is given, some 50 ns."""
-    return njit(fastmath=SUMS, inline="always")(function)
+    return njit(inline="always", **ARITHMETIC)(function)

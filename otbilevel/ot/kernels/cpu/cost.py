@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from otbilevel.ot.kernels.cpu.exp import SUMS
+from otbilevel.ot.kernels.cpu.compile import ARITHMETIC
 
 SQEUCLIDEAN, EUCLIDEAN, CITYBLOCK, COSINE = range(4)
 
@@ -14,14 +14,14 @@ def cost_row(cost, i, buffer):
     raise NotImplementedError  # pragma: no cover -- compiled code calls the overload below
 
 
-@overload(cost_row, jit_options={"fastmath": SUMS})
+@overload(cost_row, jit_options=ARITHMETIC)
 def _cost_row(cost, i, buffer):  # noqa: ARG001 -- numba wants the same signature throughout
     if isinstance(cost, types.Array):
         return lambda cost, i, buffer: cost[i]
     return lambda cost, i, buffer: _points_row(cost, i, buffer)
 
 
-@njit(fastmath=SUMS)
+@njit(**ARITHMETIC)
 def _points_row(cost, i, buffer):
     """`cost` is (x (n, d), y transposed (d, m), kind); cosine takes points of unit length."""
     x, yt, kind = cost

@@ -15,8 +15,7 @@ from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
 from otbilevel.ot.kernels.cpu import active, ritz, stored
-from otbilevel.ot.kernels.cpu.compile import kernel
-from otbilevel.ot.kernels.cpu.exp import SUMS
+from otbilevel.ot.kernels.cpu.compile import ARITHMETIC, kernel
 
 STEPS_WORTH = 20_000_000
 """Work between two looks at the clock, in entries of a dense product: some three milliseconds."""
@@ -33,7 +32,7 @@ def add_product(plan, weights, x, sums):
     raise NotImplementedError  # pragma: no cover -- compiled code calls the overload below
 
 
-@overload(add_product, jit_options={"fastmath": SUMS})
+@overload(add_product, jit_options=ARITHMETIC)
 def _add_product(plan, weights, x, sums):  # noqa: ARG001 -- numba wants the same signature throughout
     if isinstance(plan, types.Array):
         return lambda plan, weights, x, sums: stored.laplacian_product(0, len(weights), sums, plan, weights, x)
@@ -79,8 +78,9 @@ def begin(r, inverse_diagonal, subspace, p, record):
     for j in range(len(p)):
         rz += r[j] * p[j]
     scale = 1.0 / np.sqrt(rz) if rz > 0.0 else 0.0
+    basis, _, _ = record
     for j in range(len(p)):
-        record[0][0, j] = scale * p[j]  # infinite where a column underflowed: nothing is then learnt
+        basis[0, j] = scale * p[j]  # infinite where a column underflowed: nothing is then learnt
     return rz
 
 

@@ -1,18 +1,19 @@
-"""Compiled work on vectors of length n or m: at n = 500 a pass over K takes less time than five interpreted operations."""
+"""Compiled work on vectors of length n or m: at n = 500 one of these takes a microsecond, a NumPy reduction five."""
 
 import numpy as np
 
 from otbilevel.ot.kernels.cpu.compile import kernel
+from otbilevel.ot.kernels.vectors import LEAST_DIAGONAL
 
 
 @kernel
-def extent(x):
+def extremes(x):
     """The smallest and the largest number; NaN when one is."""
-    low, high, total = x[0], x[0], 0.0
+    low, high, missing = x[0], x[0], False
     for j in range(len(x)):
         low, high = min(low, x[j]), max(high, x[j])
-        total += x[j]
-    return (low, high) if total == total else (np.nan, np.nan)  # noqa: PLR0124
+        missing |= x[j] != x[j]
+    return (np.nan, np.nan) if missing else (low, high)
 
 
 @kernel
@@ -28,7 +29,7 @@ def distance(x, y):
 def log_ratio(log_b, sums, smallest, most):
     """log(b / max(sums, smallest)), at most `most`."""
     out = np.empty_like(log_b)
-    for j in range(len(out)):
+    for j in range(len(out)):  # in this order of arguments `max` and `min` keep NaN
         out[j] = min(log_b[j] - np.log(max(sums[j], smallest)), most)
     return out
 
@@ -40,29 +41,33 @@ def balanced(x, y, weights):
     for j in range(len(x)):
         total += x[j] - y[j]
         share += weights[j]
-    out = np.empty_like(x)
+    out, factor = np.empty_like(x), total / share
     for j in range(len(x)):
-        out[j] = x[j] - y[j] - total / share * weights[j]
+        out[j] = x[j] - y[j] - factor * weights[j]
     return out
 
 
-@kernel
-def centred(x, b):
+def centred(x: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float, float]:
     """d = x minus its (upper) median, max |d| and sum b |d|; NaN for both when one is."""
-    middle = np.partition(x, len(x) // 2)[len(x) // 2]
-    d, largest, mean = np.empty_like(x), 0.0, 0.0
-    for j in range(len(x)):
-        d[j] = x[j] - middle
-        largest = max(largest, abs(d[j]))
-        mean += b[j] * abs(d[j])
-    return d, (largest if mean == mean else np.nan), mean  # noqa: PLR0124
+    half = len(x) // 2
+    longest, mean = _deviations(d := x - np.partition(x, half)[half], b)
+    return d, longest, mean
 
 
 @kernel
-def inverse_diagonal(degree, squares, smallest):
-    """1 / max(degree - squares, smallest degree), and 1 where the degree is 0."""
+def _deviations(d, b):
+    longest = mean = 0.0
+    for j in range(len(d)):
+        longest = max(longest, abs(d[j]))
+        mean += b[j] * abs(d[j])
+    return (longest, mean) if mean == mean else (np.nan, np.nan)  # noqa: PLR0124
+
+
+@kernel
+def inverse_diagonal(degree, squares, floor):
+    """1 / max(degree - squares, floor degree), and 1 where that is next to nothing."""
     out = np.empty_like(degree)
-    for j in range(len(out)):
-        diagonal = max(degree[j] - squares[j], smallest * degree[j])
-        out[j] = 1.0 / diagonal if diagonal > 0 else 1.0
+    for j in range(len(out)):  # in this order of arguments `max` keeps NaN
+        diagonal = max(degree[j] - squares[j], floor * degree[j])
+        out[j] = 1.0 if diagonal <= LEAST_DIAGONAL else 1.0 / diagonal
     return out
