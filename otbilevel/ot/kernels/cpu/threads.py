@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-ENTRIES_PER_THREAD = 400_000
+ENTRIES_PER_THREAD = 200_000
 """Below this much work a second thread costs more than it saves: waking it takes some 50 microseconds."""
 
 
