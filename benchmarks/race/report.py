@@ -35,9 +35,9 @@ def header(run: Run) -> Iterator[str]:
     yield ""
 
 
-def span(setting: float | Iterable[float]) -> str:
+def span(setting: Iterable[float]) -> str:
     """A setting, or from where to where it went in several runs."""
-    values = sorted({setting} if isinstance(setting, (int, float)) else set(setting))
+    values = sorted(setting)
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 

@@ -52,7 +52,7 @@ class SNSOptions:
         "paper" runs Algorithm 1 of the paper as published, to reproduce it: it has no path in reg and can stall.
     active_density : float
         "robust": restrict the plan to its active entries when their share is at most this, by default 0.1; 0 never does. In a
-        product, an active entry takes as long as about six of the whole plan, and the entries have to be found first.
+        product, an active entry takes as long as four to nine of the whole plan, and the entries have to be found first.
     n_sinkhorn : int, optional
         "paper": Sinkhorn steps before Newton's method (N1), by default 20.
     hessian_density : float, optional

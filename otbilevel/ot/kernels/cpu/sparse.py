@@ -133,5 +133,5 @@ def plan_moments(plan: ActivePlan, weights: np.ndarray, v: np.ndarray) -> tuple[
 
 
 def _work(values: np.ndarray) -> int:
-    """The work of a pass in terms of exponentials: five for each pair, which is gathered and scattered."""
+    """The work of a pass in terms of exponentials: up to five for each pair, which is gathered and scattered."""
     return 5 * len(values)

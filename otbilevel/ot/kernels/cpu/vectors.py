@@ -1,4 +1,4 @@
-"""Compiled work on vectors of length n or m: at n = 500 one of these takes a microsecond, a NumPy reduction five."""
+"""Compiled work on vectors of length n or m: at n = 500 one of these takes 0.5 to 4 microseconds, NumPy 5 to 10."""
 
 import numpy as np
 
