@@ -40,6 +40,7 @@ def state(geometry, seed=1):
 def n_threads(request, monkeypatch):
     """Force the kernels into one or three threads, however small the work."""
     monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "ENTRIES_PER_FOLLOWER", 1)
     monkeypatch.setattr(threads, "available_threads", lambda: request.param)
     threads._pool.cache_clear()
     yield request.param
@@ -84,7 +85,7 @@ def test_extremes(shape, dtype, n_threads):
 def test_conjugate_gradients_know_their_end(sparse, n_parts, monkeypatch):
     """Serial and threaded, dense and sparse: the same steps; a right-hand side of zeros, and one outside the range of L."""
     kernels = cpu.sparse_kernels if sparse else cpu
-    monkeypatch.setattr(importlib.import_module(kernels.__name__), "parts", lambda *_: n_parts)
+    monkeypatch.setattr(importlib.import_module(kernels.__name__), "team_parts", lambda *_: n_parts)
     rng = np.random.default_rng(8)
     dense = rng.random((24, 17)).astype(np.float32)
     a, ones = np.full(24, 1 / 24), np.ones(17)

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
-from otbilevel.ot.kernels.cpu.threads import over_rows, parts
+from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
 
 sparse_kernels = sparse
 vector_kernels = vectors
@@ -114,9 +113,8 @@ def solve_laplacian(
 ) -> tuple[np.ndarray, int, Subspace]:
     """`operator` is weights, columns, degree, inverse diagonal, right-hand side, see `pcg`."""
     n, m = plan.shape
-    several = parts(n, _products(n * m)) > 1
-    product = partial(laplacian_product, plan, operator[0]) if several else None
-    return pcg.solve(plan, n * m, product, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt, memory=memory)
+    n_parts = team_parts(n, _products(n * m))
+    return pcg.solve(plan, n * m, n_parts, *operator, tol=tol, max_iter=max_iter, interrupt=interrupt, memory=memory)
 
 
 def lazy_moments(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,8 +162,8 @@ def active_set(
     if total > max_entries:
         return None
     pattern = sparse.ActiveSet.with_room(counts, m)
-    over_rows(active.fill, n, _products(n * m), (1, 0), plan, v, bars, cost, *pattern[:3])
-    return pattern
+    _, misfits = over_rows(active.fill, n, _products(n * m), (1, 0), plan, v, bars, cost, *pattern[:3])
+    return _checked(pattern, misfits)
 
 
 def lazy_active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, max_entries: float) -> sparse.ActiveSet | None:
@@ -175,7 +173,14 @@ def lazy_active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, m
     if total > max_entries:
         return None
     pattern = sparse.ActiveSet.with_room(counts, m)
-    over_rows(active.lazy_fill, n, n * m, (1, 0), cost, f, g, threshold, *pattern[:3])
+    _, misfits = over_rows(active.lazy_fill, n, n * m, (1, 0), cost, f, g, threshold, *pattern[:3])
+    return _checked(pattern, misfits)
+
+
+def _checked(pattern: sparse.ActiveSet, misfits: float) -> sparse.ActiveSet:
+    if misfits:
+        msg = "pairs were counted and chosen by different comparisons: the cost or the potentials changed meanwhile"
+        raise RuntimeError(msg)
     return pattern
 
 

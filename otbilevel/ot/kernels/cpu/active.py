@@ -14,7 +14,7 @@ from otbilevel.ot.kernels.cpu.stored import relaxed
 
 @inlined
 def _write(marks, chosen, costs, columns, values):
-    """The marked columns of a row and their costs, where there is room for just these.
+    """The marked columns of a row and their costs; nothing, and 1.0 is returned, if these are not as many as there is room for.
 
     `marks` has zeros up to the next multiple of eight, `chosen` room for one number more than there are columns. Marks are passed
     over eight at a time; where one of them is set there is no branch, as no processor could foresee it.
@@ -26,12 +26,11 @@ def _write(marks, chosen, costs, columns, values):
             for r in range(8):
                 chosen[k] = 8 * w + r
                 k += np.uint64(marks[8 * w + r])
-    if k != np.uint64(len(columns)):
-        msg = "pairs were counted and chosen by different comparisons"  # else memory would be overwritten
-        raise RuntimeError(msg)
-    for q in range(len(columns)):
+    fits = k == np.uint64(len(columns))
+    for q in range(len(columns) if fits else 0):
         columns[q] = chosen[q]
         values[q] = costs[chosen[q]]
+    return 0.0 if fits else 1.0
 
 
 @inlined
@@ -78,16 +77,16 @@ def count(low, high, sums, plan, v, bars, counts):  # noqa: ARG001
 
 @kernel
 def fill(low, high, sums, plan, v, bars, cost, indptr, indices, values):  # noqa: ARG001
-    """Write the columns and costs of the pairs that `count` counted."""
-    m = len(v)
+    """Write the columns and costs of the pairs that `count` counted. Returns how many rows now have another number of them."""
+    m, misfits = len(v), 0.0
     buffer, marks, chosen = np.empty(m), np.zeros(m + 7, np.uint8), np.empty(m + 1, np.uint32)
     for i in range(low, high):
         row, bar = plan[i], bars[i]
         for j in range(m):
             marks[j] = np.uint8(1) if row[j] * v[j] > bar else np.uint8(0)
         start, end = indptr[i], indptr[i + 1]
-        _write(marks, chosen, cost_row(cost, i, buffer), indices[start:end], values[start:end])
-    return 0.0
+        misfits += _write(marks, chosen, cost_row(cost, i, buffer), indices[start:end], values[start:end])
+    return misfits
 
 
 @kernel
@@ -108,16 +107,16 @@ def lazy_count(low, high, sums, cost, f, g, threshold, counts):  # noqa: ARG001
 
 @kernel
 def lazy_fill(low, high, sums, cost, f, g, threshold, indptr, indices, values):  # noqa: ARG001
-    """Write the columns and costs of the pairs that `lazy_count` counted."""
-    m = len(g)
+    """Write the columns and costs of the pairs that `lazy_count` counted. Returns how many rows now have another number of them."""
+    m, misfits = len(g), 0.0
     buffer, marks, chosen = np.empty(m), np.zeros(m + 7, np.uint8), np.empty(m + 1, np.uint32)
     for i in range(low, high):
         row, bar = cost_row(cost, i, buffer), threshold - f[i]
         for j in range(m):
             marks[j] = np.uint8(1) if g[j] - row[j] > bar else np.uint8(0)
         start, end = indptr[i], indptr[i + 1]
-        _write(marks, chosen, row, indices[start:end], values[start:end])
-    return 0.0
+        misfits += _write(marks, chosen, row, indices[start:end], values[start:end])
+    return misfits
 
 
 @kernel

@@ -14,8 +14,9 @@ from numba import types
 from numba.extending import overload
 
 from otbilevel.linalg.cg import NOISE
-from otbilevel.ot.kernels.cpu import active, ritz, stored
+from otbilevel.ot.kernels.cpu import active, ritz, stored, team
 from otbilevel.ot.kernels.cpu.compile import ARITHMETIC, kernel
+from otbilevel.ot.kernels.cpu.threads import leading, shares
 
 STEPS_WORTH = 20_000_000
 """Work between two looks at the clock, in entries of a dense product: some three milliseconds."""
@@ -27,16 +28,26 @@ FEWEST_STEPS = 16
 """Steps from which something is learnt."""
 
 
-def add_product(plan, weights, x, sums):
-    """sums[0] += K' diag(weights) K x for a stored matrix, or for the tuple (indptr, indices, values) of an active set."""
+def product(state, bounds, plan, weights, x, sums, totals):
+    """sums[t, 0] <- the part from row bounds[t] of K' diag(weights) K x, all parts by the team that shares `state`.
+
+    K is a stored matrix, or the tuple (indptr, indices, values) of an active set.
+    """
     raise NotImplementedError  # pragma: no cover -- compiled code calls the overload below
 
 
-@overload(add_product, jit_options=ARITHMETIC)
-def _add_product(plan, weights, x, sums):  # noqa: ARG001 -- numba wants the same signature throughout
-    if isinstance(plan, types.Array):
-        return lambda plan, weights, x, sums: stored.laplacian_product(0, len(weights), sums, plan, weights, x)
-    return lambda plan, weights, x, sums: active.laplacian_product(0, len(weights), sums, plan[0], plan[1], plan[2], weights, x)
+@overload(product, jit_options=ARITHMETIC)
+def _product(state, bounds, plan, weights, x, sums, totals):  # noqa: ARG001 -- numba wants the same signature throughout
+    def dense(state, bounds, plan, weights, x, sums, totals):
+        function, arguments = team.task(stored.laplacian_product, bounds, sums, totals, (plan, weights, x))
+        team.lead(state, function, arguments, len(totals))
+
+    def sparse(state, bounds, plan, weights, x, sums, totals):
+        args = plan[0], plan[1], plan[2], weights, x
+        function, arguments = team.task(active.laplacian_product, bounds, sums, totals, args)
+        team.lead(state, function, arguments, len(totals))
+
+    return dense if isinstance(plan, types.Array) else sparse
 
 
 class Record(NamedTuple):
@@ -123,17 +134,23 @@ def advance(product, degree, inverse_diagonal, subspace, x, r, p, rz, record, do
 
 
 @kernel
-def steps(first, last, target, plan, weights, columns, degree, inverse_diagonal, subspace, x, r, p, rz, record, size):
+def steps(
+    state, bounds, first, last, target, plan, weights, columns, degree, inverse_diagonal, subspace, x, r, p, rz, record, size
+):
     """Steps number `first` up to `last` until the L1 norm of r is at most `target`. Returns the next, r'z and the norm."""
-    scaled, sums = np.empty(len(p)), np.empty((1, len(p)))
+    parts, scaled = len(bounds) - 1, np.empty(len(p))
+    sums, totals = np.empty((parts, 1, len(p))), np.empty(parts)
     done = first
     while done < last and size > target:
         for j in range(len(p)):
-            scaled[j], sums[0, j] = columns[j] * p[j], 0.0
-        add_product(plan, weights, scaled, sums)
+            scaled[j] = columns[j] * p[j]
+        product(state, bounds, plan, weights, scaled, sums, totals)
+        for t in range(1, parts):
+            for j in range(len(p)):
+                sums[0, 0, j] += sums[t, 0, j]
         for j in range(len(p)):
-            sums[0, j] *= columns[j]
-        rz, size = advance(sums[0], degree, inverse_diagonal, subspace, x, r, p, rz, record, done)
+            sums[0, 0, j] *= columns[j]
+        rz, size = advance(sums[0, 0], degree, inverse_diagonal, subspace, x, r, p, rz, record, done)
         done += 1
     return done, rz, size
 
@@ -141,7 +158,7 @@ def steps(first, last, target, plan, weights, columns, degree, inverse_diagonal,
 def solve(
     plan: Any,
     step_cost: float,
-    threaded: Callable[[np.ndarray], np.ndarray] | None,
+    n_parts: int,
     weights: np.ndarray,
     columns: np.ndarray,
     degree: np.ndarray,
@@ -155,10 +172,10 @@ def solve(
 ) -> tuple[np.ndarray, int, ritz.Subspace]:
     """Solve L x = b until the L1 norm of the residual is `tol` times that of b, at most `max_iter` steps, or `interrupt()`.
 
-    `step_cost` is that of a product in entries of a dense one. `threaded(y)` is K' diag(weights) K y by several threads, None
-    when one is enough. Returns x, the number of steps, and the memory for the next solve.
+    `step_cost` is that of a product in entries of a dense one, and `n_parts` into how many parts it is shared out. Returns x, the
+    number of steps, and the memory for the next solve.
     """
-    m = len(b)
+    m, bounds = len(b), shares(len(weights), n_parts)
     subspace = ritz.nothing(m) if memory is None else memory
     x, r, p = np.zeros_like(b), b.copy(), np.empty_like(b)
     size, nit, moving = float(np.abs(r).sum()), 0, True
@@ -171,11 +188,9 @@ def solve(
         at_once = max(1, int(STEPS_WORTH / (step_cost + 2 * subspace.vectors.size)))
         while moving and size > target and done < last and not interrupt():
             state = degree, inverse_diagonal, tuple(subspace), x, r, p, rz, tuple(record)
-            if threaded is None:
-                done, rz, left = steps(done, min(done + at_once, last), target, plan, weights, columns, *state, size)
-            else:
-                rz, left = advance(columns * threaded(columns * p), *state, done)
-                done += 1
+            limit = min(done + at_once, last)
+            with leading(n_parts) as shared:
+                done, rz, left = steps(shared, bounds, done, limit, target, plan, weights, columns, *state, size)
             moving = left >= 0.0
             size = left if moving else size
         nit += done

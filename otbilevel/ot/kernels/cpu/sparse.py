@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from otbilevel.ot.kernels.cpu import active, direct, pcg, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
-from otbilevel.ot.kernels.cpu.threads import over_rows, parts
+from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
 
 vector_kernels = vectors
 
@@ -105,13 +104,12 @@ def solve_laplacian(
 ) -> tuple[np.ndarray, int, Subspace]:
     """As in `cpu`."""
     pattern, values = plan
-    several = parts(pattern.shape[0], _work(values)) > 1
-    product = partial(laplacian_product, plan, operator[0]) if several else None
+    n_parts = team_parts(pattern.shape[0], _work(values))
     stored = pattern.indptr, pattern.indices, values
     few = len(values) <= FEW_ENTRIES * sum(pattern.shape) and sum(pattern.shape) <= LARGEST_FACTOR
     limit = min(max_iter, PATIENCE) if few else max_iter
     x, nit, memory = pcg.solve(
-        stored, ENTRY_COST * len(values), product, *operator, tol=tol, max_iter=limit, interrupt=interrupt, memory=memory
+        stored, ENTRY_COST * len(values), n_parts, *operator, tol=tol, max_iter=limit, interrupt=interrupt, memory=memory
     )
     weights, columns, degree, _, b = operator
     if few and not interrupt():

@@ -7,15 +7,22 @@ at a time, and survives a fork.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from otbilevel.ot.kernels.cpu import team
+
 ENTRIES_PER_THREAD = 200_000
 """Below this much work a second thread costs more than it saves: waking it takes some 50 microseconds."""
+ENTRIES_PER_FOLLOWER = 25_000
+"""The same for a follower, who is awake."""
+PADDING = 16
+"""Numbers between the sums of two threads: they would wait for each other if they wrote to the same lines of memory."""
 
 
 @cache
@@ -33,9 +40,34 @@ def _pool(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 -- the key: a forked 
     return ThreadPoolExecutor(available_threads() - 1, thread_name_prefix="otbilevel")
 
 
-def parts(n_rows: int, n_entries: int) -> int:
-    """Into how many threads that much work is shared out."""
-    return max(1, min(available_threads(), n_entries // ENTRIES_PER_THREAD, n_rows // 8))
+def team_parts(n_rows: int, n_entries: int) -> int:
+    """Into how many parts the jobs of a team, of that much work each, are shared out."""
+    return _parts(n_rows, n_entries, ENTRIES_PER_FOLLOWER)
+
+
+def _parts(n_rows: int, n_entries: int, least: int) -> int:
+    return max(1, min(available_threads(), n_entries // least, n_rows // 8, team.MOST_PARTS))
+
+
+def shares(n_rows: int, n_parts: int) -> np.ndarray:
+    """The first rows of the parts, then `n_rows`. Parts are whole groups of four rows, as the products take them."""
+    step = -(-n_rows // (4 * n_parts)) * 4
+    return np.minimum(np.arange(n_parts + 1) * step, n_rows)
+
+
+@contextmanager
+def leading(n_parts: int) -> Iterator[np.ndarray]:
+    """The state that a leader of jobs of so many parts shares with the followers it needs, see `team`."""
+    state = team.new_state()
+    try:
+        for _ in range(n_parts - 1):
+            _pool(os.getpid()).submit(team.follow, state)
+        yield state
+    finally:
+        failed = team.dismiss(state)
+    if failed:
+        msg = "a compiled kernel failed, most likely for lack of memory"
+        raise MemoryError(msg)
 
 
 def over_rows(
@@ -59,14 +91,15 @@ def over_rows(
     total : float
         The threads' return values added up.
     """
-    n_parts = parts(n_rows, n_entries)
-    sums = np.zeros((n_parts, *accumulators))
+    n_parts = _parts(n_rows, n_entries, ENTRIES_PER_THREAD)
     if n_parts == 1:
-        return sums[0], kernel(0, n_rows, sums[0], *args)
-    step = -(-n_rows // (4 * n_parts)) * 4  # whole groups of four rows, as the products take them
-    bounds = [(min(t * step, n_rows), min((t + 1) * step, n_rows)) for t in range(n_parts)]
-    pool = _pool(os.getpid())
-    running = [pool.submit(kernel, low, high, sums[t], *args) for t, (low, high) in enumerate(bounds) if t > 0]
-    total = kernel(*bounds[0], sums[0], *args)
+        sums = np.zeros(accumulators)
+        return sums, kernel(0, n_rows, sums, *args)
+    size = accumulators[0] * accumulators[1]
+    padded = np.zeros((n_parts, size + PADDING))
+    shared = [row[:size].reshape(accumulators) for row in padded]
+    bounds, pool = shares(n_rows, n_parts).tolist(), _pool(os.getpid())
+    running = [pool.submit(kernel, bounds[t], bounds[t + 1], shared[t], *args) for t in range(1, n_parts)]
+    total = kernel(0, bounds[1], shared[0], *args)
     total += sum(future.result() for future in running)
-    return sums.sum(axis=0), total
+    return padded.sum(axis=0)[:size].reshape(accumulators), total

@@ -1,0 +1,138 @@
+"""Threads that share out one short product after another without leaving compiled code.
+
+There it costs a microsecond, by way of the interpreter a tenth of a millisecond. A job is a kernel in so many parts. The leader
+publishes it and claims one part after the other. Followers who are there do the same: with them the job is done sooner, without
+them it is done, too. Which thread runs a part makes no difference to its result.
+
+What the threads share is `state`, a few words that are read and written atomically:
+
+`NEXT`       the number of the job, its parts and the first part not yet claimed, all in one word
+`FINISHED`   how many parts of it are finished
+`FAILED`     how many parts of any job raised an exception
+`LEADING`    1 as long as jobs may follow
+`FUNCTION`   address of a function of (part, address of the arguments)
+`ARGUMENTS`  address of the arguments
+`YIELD`      address of the system's function that lets another thread run
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from otbilevel.ot.kernels.cpu.atomic import STATUS, TASK, WORD, add, call, compare_and_swap, let_run, load, pause, store
+from otbilevel.ot.kernels.cpu.compile import kernel
+
+NEXT, FINISHED, LEADING, FAILED, FUNCTION, ARGUMENTS, YIELD, WORDS = 0, 16, 32, 33, 48, 49, 50, 64
+"""Positions: words that change at different times are on cache lines of their own."""
+MOST_PARTS = 2**16 - 1
+PATIENCE = 10_000
+"""Looks, of some 30 nanoseconds each, before a thread that must wait lets others run."""
+
+_SYSTEM_YIELD = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
+
+
+def new_state() -> np.ndarray:
+    """Of a leader without a job and without followers."""
+    state = np.zeros(WORDS, np.int64)
+    state[LEADING] = 1
+    state[YIELD] = ctypes.cast(_SYSTEM_YIELD, ctypes.c_void_p).value or 0
+    return state
+
+
+@intrinsic
+def task(typing, kernel, bounds, sums, totals, args):
+    """Addresses of a function that runs a part of `kernel`, and of its arguments, which are kept on the stack of the caller.
+
+    Part number t is totals[t] = kernel(bounds[t], bounds[t + 1], sums[t], *args).
+    """
+    signature = types.UniTuple(types.int64, 2)(kernel, bounds, sums, totals, args)
+    rows = kernel.dispatcher
+
+    def run(part, bounds, sums, totals, args):
+        _, k, m = sums.shape
+        own = np.zeros((k, m))  # not beside what another thread writes meanwhile
+        totals[part] = rows(bounds[part], bounds[part + 1], own, *args)
+        for i in range(k):
+            for j in range(m):
+                sums[part, i, j] = own[i, j]
+
+    def generate(context, builder, signature, values):
+        kinds = types.Tuple(signature.args[1:])
+        inner = types.void(types.int64, *kinds)
+        compiled = context.compile_subroutine(builder, run, inner)
+        outlined = ir.Function(builder.module, TASK, name=context.mangler(f"task.{rows.__name__}", inner.args))
+        outlined.linkage = "internal"
+        body = ir.IRBuilder(outlined.append_basic_block())
+        part, address = outlined.args
+        arguments = body.load(body.inttoptr(address, context.get_value_type(kinds).as_pointer()))
+        unpacked = [body.extract_value(arguments, k) for k in range(len(kinds))]
+        status, _ = context.call_internal_no_propagate(body, compiled.fndesc, inner, [part, *unpacked])
+        body.ret(body.zext(status.is_error, STATUS))
+        copy = cgutils.alloca_once_value(builder, context.make_tuple(builder, kinds, values[1:]))
+        return context.make_tuple(builder, signature.return_type, [builder.ptrtoint(x, WORD) for x in (outlined, copy)])
+
+    return signature, generate
+
+
+@kernel
+def _claim_and_run(state):
+    """Work on the present job until nothing of it is left to claim. Returns the number of parts."""
+    count = 0
+    while True:
+        word = load(state, NEXT)
+        part, parts = word & MOST_PARTS, (word >> 16) & MOST_PARTS
+        if part >= parts:
+            return count
+        function, arguments = load(state, FUNCTION), load(state, ARGUMENTS)
+        if compare_and_swap(state, NEXT, word, word + 1):
+            if call(function, part, arguments) != 0:
+                add(state, FAILED, 1)
+            add(state, FINISHED, 1)
+            count += 1
+
+
+@kernel
+def _rest(state, looks):
+    """After so many looks in vain."""
+    if looks < PATIENCE:
+        pause()
+    else:
+        let_run(state[YIELD])
+
+
+@kernel
+def lead(state, function, arguments, parts):
+    """Have all parts of a job done: `function` and `arguments` are those of `task`."""
+    store(state, FINISHED, 0)
+    store(state, FUNCTION, function)
+    store(state, ARGUMENTS, arguments)
+    number = (load(state, NEXT) >> 32) + 1
+    store(state, NEXT, ((number & 0x3FFFFFFF) << 32) | (parts << 16))
+    _claim_and_run(state)
+    looks = 0
+    while load(state, FINISHED) < parts:
+        looks += 1
+        _rest(state, looks)
+
+
+@kernel
+def follow(state):
+    """Work on job after job while there is a leader."""
+    looks = 0
+    while load(state, LEADING) != 0:
+        looks = 0 if _claim_and_run(state) > 0 else looks + 1
+        _rest(state, looks)
+
+
+@kernel
+def dismiss(state):
+    """There will be no more jobs. Returns how many parts failed."""
+    store(state, LEADING, 0)
+    return load(state, FAILED)

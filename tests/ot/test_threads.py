@@ -1,0 +1,205 @@
+"""Work shared out over threads: the same result whoever does it, and nobody waits for ever."""
+
+import importlib
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+
+import otbilevel
+from otbilevel.ot.kernels.cpu import team
+from otbilevel.ot.kernels.cpu.compile import kernel
+from otbilevel.testing import FAMILIES
+
+threads = importlib.import_module("otbilevel.ot.kernels.cpu.threads")
+
+ROWS = 103
+
+
+@kernel
+def weighted_sums(low, high, sums, x, out):
+    """out_i <- i, sums[0] += x times the rows' numbers. Returns how many rows there were."""
+    for i in range(low, high):
+        out[i] = i
+        for j in range(len(x)):
+            sums[0, j] += i * x[j]
+    return float(high - low)
+
+
+@kernel
+def fails_late(low, high, sums):
+    """Out of memory in every part but the first."""
+    if low > 0:
+        msg = "no"
+        raise ValueError(msg)
+    return 0.0
+
+
+@kernel
+def lead_weighted_sums(state, bounds, sums, totals, jobs, x, out):
+    """One job after the other."""
+    for _ in range(jobs):
+        function, arguments = team.task(weighted_sums, bounds, sums, totals, (x, out))
+        team.lead(state, function, arguments, len(totals))
+
+
+@kernel
+def lead_fails_late(state, bounds, sums, totals):
+    """One job."""
+    function, arguments = team.task(fails_late, bounds, sums, totals, ())
+    team.lead(state, function, arguments, len(totals))
+
+
+@pytest.fixture(params=[2, 3, 8])
+def n_threads(request, monkeypatch):
+    """So many threads for the smallest job."""
+    monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "ENTRIES_PER_FOLLOWER", 1)
+    monkeypatch.setattr(threads, "available_threads", lambda: request.param)
+    threads._pool.cache_clear()
+    yield request.param
+    threads._pool.cache_clear()
+
+
+def over_rows():
+    """Share out `weighted_sums` by way of the interpreter, and check what comes back."""
+    x, out = np.arange(1.0, 6.0), np.full(ROWS, -1.0)
+    sums, total = threads.over_rows(weighted_sums, ROWS, 10**6, (2, 5), x, out)
+    check(out, sums, total)
+
+
+def by_a_team(n_parts, jobs=1):
+    """The same in compiled code."""
+    x, out = np.arange(1.0, 6.0), np.full(ROWS, -1.0)
+    sums, totals = np.full((n_parts, 2, 5), np.nan), np.full(n_parts, np.nan)
+    with threads.leading(n_parts) as state:
+        lead_weighted_sums(state, threads.shares(ROWS, n_parts), sums, totals, jobs, x, out)
+    check(out, sums.sum(axis=0), totals.sum())
+
+
+def check(out, sums, total):
+    """Every row was taken, and once."""
+    np.testing.assert_array_equal(out, np.arange(ROWS))
+    np.testing.assert_array_equal(sums, [np.arange(1.0, 6.0) * (ROWS * (ROWS - 1) / 2), np.zeros(5)])
+    assert total == ROWS
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 3, 7])
+@pytest.mark.parametrize("n_rows", [8, 9, 64, 103])
+def test_parts_cover_the_rows_in_groups_of_four(n_rows, n_parts):
+    bounds = threads.shares(n_rows, n_parts)
+    assert len(bounds) == n_parts + 1 and bounds[0] == 0 and bounds[-1] == n_rows
+    assert (np.diff(bounds) >= 0).all()
+    assert (bounds[:-1][bounds[:-1] < n_rows] % 4 == 0).all()
+
+
+def test_every_row_is_taken_once(n_threads):
+    for _ in range(50):
+        over_rows()
+        by_a_team(n_threads, jobs=100)
+
+
+def test_more_parts_than_threads(n_threads):
+    by_a_team(3 * n_threads, jobs=100)
+
+
+def test_the_leader_does_alone_what_nobody_else_does(n_threads):
+    """Every other thread is busy, and when it is free, there is no leader any more."""
+    release, pool = threading.Event(), threads._pool(threads.os.getpid())
+    busy = [pool.submit(release.wait) for _ in range(n_threads - 1)]
+    try:
+        by_a_team(n_threads)
+    finally:
+        release.set()
+    assert all(task.result(10.0) for task in busy)
+    assert pool.submit(lambda: "free").result(10.0) == "free"
+
+
+def test_a_follower_who_comes_late_is_told_to_go():
+    state = team.new_state()
+    assert team.dismiss(state) == 0
+    team.follow(state)
+
+
+def test_followers_leave_when_the_leader_fails(n_threads):
+    with pytest.raises(ZeroDivisionError), threads.leading(n_threads):
+        _ = 1 / 0
+    assert threads._pool(threads.os.getpid()).submit(lambda: "free").result(10.0) == "free"
+
+
+def test_many_leaders_at_a_time(n_threads):
+    errors = []
+
+    def work():
+        try:
+            for _ in range(50):
+                over_rows()
+                by_a_team(n_threads, jobs=10)
+        except BaseException as error:
+            errors.append(error)
+
+    users = [threading.Thread(target=work) for _ in range(4)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60.0)
+        assert not user.is_alive()
+    assert errors == []
+
+
+def test_a_part_that_fails_is_reported(n_threads):
+    bounds, sums, totals = threads.shares(ROWS, n_threads), np.empty((n_threads, 1, 1)), np.empty(n_threads)
+    with pytest.raises(MemoryError, match="kernel failed"), threads.leading(n_threads) as state:
+        lead_fails_late(state, bounds, sums, totals)
+    by_a_team(n_threads)
+
+
+def test_threads_that_cannot_be_started_are_reported(n_threads, monkeypatch):
+    """Those that were are sent away."""
+    pool, submitted = threads._pool(threads.os.getpid()), []
+
+    def submit(*args):
+        if submitted:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        submitted.append(real(*args))
+
+    real = pool.submit
+    monkeypatch.setattr(pool, "submit", submit)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        by_a_team(n_threads + 1)
+    assert submitted[0].result(10.0) is None
+
+
+def test_who_runs_a_part_makes_no_difference(n_threads, monkeypatch):
+    """Not one bit."""
+    problem = FAMILIES["cloud-2d"](150, 0)
+
+    def solve():
+        return otbilevel.solve_ot(problem.a, problem.b, problem.C, reg=1e-3, method="sns", tol=1e-9)
+
+    together = solve()
+    monkeypatch.setattr(team, "follow", lambda state: None)
+    alone = solve()
+    np.testing.assert_array_equal(together.f, alone.f)
+    np.testing.assert_array_equal(together.g, alone.g)
+
+
+def _child(queue, n_threads):
+    over_rows()
+    by_a_team(n_threads, jobs=10)
+    queue.put("done")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(n_threads):
+    by_a_team(n_threads, jobs=10)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(queue, n_threads))
+    child.start()
+    assert queue.get(timeout=60.0) == "done"
+    child.join(10.0)
+    assert child.exitcode == 0
