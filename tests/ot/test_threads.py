@@ -66,22 +66,24 @@ def over_rows():
     """Share out `weighted_sums` by way of the interpreter, and check what comes back."""
     x, out = np.arange(1.0, 6.0), np.full(ROWS, -1.0)
     sums, total = threads.over_rows(weighted_sums, ROWS, 10**6, (2, 5), x, out)
-    check(out, sums, total)
+    check(out, sums[0], total)
+    assert not sums[1].any()
 
 
 def by_a_team(n_parts, jobs=1):
     """The same in compiled code."""
     x, out = np.arange(1.0, 6.0), np.full(ROWS, -1.0)
-    sums, totals = np.full((n_parts, 2, 5), np.nan), np.full(n_parts, np.nan)
-    with threads.leading(n_parts) as state:
+    sums, totals = np.full((n_parts, 5 + team.PADDING), np.nan), np.full(n_parts, np.nan)
+    with threads.Team(n_parts) as state:
         lead_weighted_sums(state, threads.shares(ROWS, n_parts), sums, totals, jobs, x, out)
-    check(out, sums.sum(axis=0), totals.sum())
+    check(out, sums.sum(axis=0)[:5], totals.sum())
+    assert np.isnan(sums[:, 5:]).all()
 
 
 def check(out, sums, total):
     """Every row was taken, and once."""
     np.testing.assert_array_equal(out, np.arange(ROWS))
-    np.testing.assert_array_equal(sums, [np.arange(1.0, 6.0) * (ROWS * (ROWS - 1) / 2), np.zeros(5)])
+    np.testing.assert_array_equal(sums, np.arange(1.0, 6.0) * (ROWS * (ROWS - 1) / 2))
     assert total == ROWS
 
 
@@ -123,7 +125,7 @@ def test_a_follower_who_comes_late_is_told_to_go():
 
 
 def test_followers_leave_when_the_leader_fails(n_threads):
-    with pytest.raises(ZeroDivisionError), threads.leading(n_threads):
+    with pytest.raises(ZeroDivisionError), threads.Team(n_threads):
         _ = 1 / 0
     assert threads._pool(threads.os.getpid()).submit(lambda: "free").result(10.0) == "free"
 
@@ -149,8 +151,8 @@ def test_many_leaders_at_a_time(n_threads):
 
 
 def test_a_part_that_fails_is_reported(n_threads):
-    bounds, sums, totals = threads.shares(ROWS, n_threads), np.empty((n_threads, 1, 1)), np.empty(n_threads)
-    with pytest.raises(MemoryError, match="kernel failed"), threads.leading(n_threads) as state:
+    bounds, sums, totals = threads.shares(ROWS, n_threads), np.empty((n_threads, 1 + team.PADDING)), np.empty(n_threads)
+    with pytest.raises(MemoryError, match="kernel failed"), threads.Team(n_threads) as state:
         lead_fails_late(state, bounds, sums, totals)
     by_a_team(n_threads)
 

@@ -16,7 +16,7 @@ from numba.extending import overload
 from otbilevel.linalg.cg import NOISE
 from otbilevel.ot.kernels.cpu import active, ritz, stored, team
 from otbilevel.ot.kernels.cpu.compile import ARITHMETIC, kernel
-from otbilevel.ot.kernels.cpu.threads import leading, shares
+from otbilevel.ot.kernels.cpu.threads import Team, shares
 
 STEPS_WORTH = 20_000_000
 """Work between two looks at the clock, in entries of a dense product: some three milliseconds."""
@@ -29,7 +29,7 @@ FEWEST_STEPS = 16
 
 
 def product(state, bounds, plan, weights, x, sums, totals):
-    """sums[t, 0] <- the part from row bounds[t] of K' diag(weights) K x, all parts by the team that shares `state`.
+    """sums[t] <- the part from row bounds[t] of K' diag(weights) K x and `team.PADDING` numbers, all parts by the team of `state`.
 
     K is a stored matrix, or the tuple (indptr, indices, values) of an active set.
     """
@@ -139,18 +139,19 @@ def steps(
 ):
     """Steps number `first` up to `last` until the L1 norm of r is at most `target`. Returns the next, r'z and the norm."""
     parts, scaled = len(bounds) - 1, np.empty(len(p))
-    sums, totals = np.empty((parts, 1, len(p))), np.empty(parts)
+    sums, totals = np.empty((parts, len(p) + team.PADDING)), np.empty(parts)
     done = first
     while done < last and size > target:
         for j in range(len(p)):
             scaled[j] = columns[j] * p[j]
         product(state, bounds, plan, weights, scaled, sums, totals)
+        whole = sums[0, : len(p)]
         for t in range(1, parts):
             for j in range(len(p)):
-                sums[0, 0, j] += sums[t, 0, j]
+                whole[j] += sums[t, j]
         for j in range(len(p)):
-            sums[0, 0, j] *= columns[j]
-        rz, size = advance(sums[0, 0], degree, inverse_diagonal, subspace, x, r, p, rz, record, done)
+            whole[j] *= columns[j]
+        rz, size = advance(whole, degree, inverse_diagonal, subspace, x, r, p, rz, record, done)
         done += 1
     return done, rz, size
 
@@ -189,7 +190,7 @@ def solve(
         while moving and size > target and done < last and not interrupt():
             state = degree, inverse_diagonal, tuple(subspace), x, r, p, rz, tuple(record)
             limit = min(done + at_once, last)
-            with leading(n_parts) as shared:
+            with Team(n_parts) as shared:
                 done, rz, left = steps(shared, bounds, done, limit, target, plan, weights, columns, *state, size)
             moving = left >= 0.0
             size = left if moving else size

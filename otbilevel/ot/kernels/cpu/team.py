@@ -35,33 +35,35 @@ MOST_PARTS = 2**16 - 1
 PATIENCE = 10_000
 """Looks, of some 30 nanoseconds each, before a thread that must wait lets others run."""
 
+PADDING = 16
+"""Numbers between the sums of two threads, which would wait for each other if they wrote to the same lines of memory."""
+
 _SYSTEM_YIELD = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
+_NEW = np.zeros(WORDS, np.int64)
+_NEW[LEADING] = 1
+_NEW[YIELD] = ctypes.cast(_SYSTEM_YIELD, ctypes.c_void_p).value or 0
 
 
 def new_state() -> np.ndarray:
     """Of a leader without a job and without followers."""
-    state = np.zeros(WORDS, np.int64)
-    state[LEADING] = 1
-    state[YIELD] = ctypes.cast(_SYSTEM_YIELD, ctypes.c_void_p).value or 0
-    return state
+    return _NEW.copy()
 
 
 @intrinsic
 def task(typing, kernel, bounds, sums, totals, args):
     """Addresses of a function that runs a part of `kernel`, and of its arguments, which are kept on the stack of the caller.
 
-    Part number t is totals[t] = kernel(bounds[t], bounds[t + 1], sums[t], *args).
+    Part number t is totals[t] = kernel(bounds[t], bounds[t + 1], sums, *args), where `sums` is (1, m) and starts as zeros: it is
+    row t of the `sums` here, less `PADDING` numbers at its end.
     """
     signature = types.UniTuple(types.int64, 2)(kernel, bounds, sums, totals, args)
     rows = kernel.dispatcher
 
     def run(part, bounds, sums, totals, args):
-        _, k, m = sums.shape
-        own = np.zeros((k, m))  # not beside what another thread writes meanwhile
+        own = sums[part, : sums.shape[1] - PADDING].reshape((1, sums.shape[1] - PADDING))
+        for j in range(own.shape[1]):
+            own[0, j] = 0.0
         totals[part] = rows(bounds[part], bounds[part + 1], own, *args)
-        for i in range(k):
-            for j in range(m):
-                sums[part, i, j] = own[i, j]
 
     def generate(context, builder, signature, values):
         kinds = types.Tuple(signature.args[1:])

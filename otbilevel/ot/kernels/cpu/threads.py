@@ -7,9 +7,8 @@ at a time, and survives a fork.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -19,10 +18,8 @@ from otbilevel.ot.kernels.cpu import team
 
 ENTRIES_PER_THREAD = 200_000
 """Below this much work a second thread costs more than it saves: waking it takes some 50 microseconds."""
-ENTRIES_PER_FOLLOWER = 25_000
-"""The same for a follower, who is awake."""
-PADDING = 16
-"""Numbers between the sums of two threads: they would wait for each other if they wrote to the same lines of memory."""
+ENTRIES_PER_FOLLOWER = 100_000
+"""The same for a follower, who need not be woken for each product, but for some of them."""
 
 
 @cache
@@ -52,22 +49,28 @@ def _parts(n_rows: int, n_entries: int, least: int) -> int:
 def shares(n_rows: int, n_parts: int) -> np.ndarray:
     """The first rows of the parts, then `n_rows`. Parts are whole groups of four rows, as the products take them."""
     step = -(-n_rows // (4 * n_parts)) * 4
-    return np.minimum(np.arange(n_parts + 1) * step, n_rows)
+    return np.array([min(t * step, n_rows) for t in range(n_parts + 1)])
 
 
-@contextmanager
-def leading(n_parts: int) -> Iterator[np.ndarray]:
-    """The state that a leader of jobs of so many parts shares with the followers it needs, see `team`."""
-    state = team.new_state()
-    try:
-        for _ in range(n_parts - 1):
-            _pool(os.getpid()).submit(team.follow, state)
-        yield state
-    finally:
-        failed = team.dismiss(state)
-    if failed:
-        msg = "a compiled kernel failed, most likely for lack of memory"
-        raise MemoryError(msg)
+class Team:
+    """A leader of jobs of so many parts, and the followers it needs: ``with Team(n_parts) as state``, see `team`."""
+
+    def __init__(self, n_parts: int) -> None:
+        self._state, self._followers = team.new_state(), n_parts - 1
+
+    def __enter__(self) -> np.ndarray:
+        try:
+            for _ in range(self._followers):
+                _pool(os.getpid()).submit(team.follow, self._state)
+        except BaseException:
+            team.dismiss(self._state)
+            raise
+        return self._state
+
+    def __exit__(self, *_: object) -> None:
+        if team.dismiss(self._state):
+            msg = "a compiled kernel failed, most likely for lack of memory"
+            raise MemoryError(msg)
 
 
 def over_rows(
@@ -96,7 +99,7 @@ def over_rows(
         sums = np.zeros(accumulators)
         return sums, kernel(0, n_rows, sums, *args)
     size = accumulators[0] * accumulators[1]
-    padded = np.zeros((n_parts, size + PADDING))
+    padded = np.zeros((n_parts, size + team.PADDING))
     shared = [row[:size].reshape(accumulators) for row in padded]
     bounds, pool = shares(n_rows, n_parts).tolist(), _pool(os.getpid())
     running = [pool.submit(kernel, bounds[t], bounds[t + 1], shared[t], *args) for t in range(1, n_parts)]
