@@ -135,7 +135,7 @@ CELLS = cells_of_the_race()
 
 
 class Cells:
-    """The cells that `compare_ot.py` makes promises about, for the method that is to keep them."""
+    """The cells that `compare_ot.py` has targets for, with the method that is to meet them."""
 
     params = (list(CELLS),)
     param_names = ("cell",)

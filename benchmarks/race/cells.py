@@ -1,4 +1,4 @@
-"""What is raced on: cells, and the named groups that the project's promises are about."""
+"""What is raced on: cells, and the named groups that the project's targets are about."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells with a common promise.
+    """Cells with a common target.
 
     Attributes
     ----------
-    name, promise : str
-        What it is called, and what is promised of it.
+    name, target : str
+        What it is called, and what is aimed at in it.
     cells : tuple of Cell
         Its cells, easy ones first.
     only_exact : bool
@@ -61,7 +61,7 @@ class Group:
     """
 
     name: str
-    promise: str
+    target: str
     cells: tuple[Cell, ...]
     only_exact: bool = False
 

@@ -1,4 +1,4 @@
-"""What is promised of each group, and whether the measurements keep it."""
+"""What is aimed at in each group, and whether the measurements keep it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHORT = 0.010
 
 @dataclass(frozen=True)
 class Verdict:
-    """A promise, what was measured, and whether it is kept; None where nothing was measured."""
+    """A target, what was measured, and whether it is met; None where nothing was measured."""
 
-    promise: str
+    target: str
     measured: str
     kept: bool | None
 
@@ -93,15 +93,15 @@ def at_least(run: Run, what: str, cells: Iterable[Cell], least: float, peers: It
     """That every cell has this ratio at least."""
     cells = list(cells)
     found = ratios(run, cells, peers)
-    promise = f"{what}: at least {least:g}"
+    target = f"{what}: at least {least:g}"
     if not found:
-        return Verdict(promise, "-", None)
+        return Verdict(target, "-", None)
     smallest = min(found, key=lambda r: r.value)
     kept = smallest.value >= least and len(failures(run, cells)) == 0
     measured = (
         f"smallest {show(smallest)} ({smallest.cell.label}), geometric mean {mean(found):.3g} ({len(found)} of {len(cells)} cells)"
     )
-    return Verdict(promise, measured, kept)
+    return Verdict(target, measured, kept)
 
 
 def show(found: Ratio) -> str:
@@ -156,13 +156,13 @@ def judge_mixtures(run: Run) -> Iterator[Verdict]:
 def judge_clouds(run: Run) -> Iterator[Verdict]:
     cells = GROUPS["clouds"].cells
     found = ratios(run, cells)
-    promise = "geometric mean at least 20"
+    target = "geometric mean at least 20"
     if not found:
-        yield Verdict(promise, "-", None)
+        yield Verdict(target, "-", None)
     else:
         with_peer = [r for r in found if r.peer]
         strict = f", {mean(with_peer):.1f} over the {len(with_peer)} where a peer converged" if with_peer else ""
-        yield Verdict(promise, f"{mean(found):.1f} over {len(found)} cells{strict}", mean(with_peer or found) >= 20.0)
+        yield Verdict(target, f"{mean(found):.1f} over {len(found)} cells{strict}", mean(with_peer or found) >= 20.0)
     yield at_least(run, "every cell", cells, 8.0)
     yield convergence(run, cells)
 
@@ -170,14 +170,14 @@ def judge_clouds(run: Run) -> Iterator[Verdict]:
 def judge_easy(run: Run) -> Iterator[Verdict]:
     cells = GROUPS["easy"].cells
     found = [r for r in ratios(run, cells, ["POT sinkhorn"]) if r.peer]
-    promises = "never slower than POT's sinkhorn", "geometric mean at least 2"
+    targets = "never slower than POT's sinkhorn", "geometric mean at least 2"
     if not found:
-        yield from (Verdict(promise, "-", None) for promise in promises)
+        yield from (Verdict(target, "-", None) for target in targets)
         return
     slower = [r for r in found if r.value < (0.9 if r.ours < SHORT else 1.0)]
     listed = "".join(f"; {r.cell.label} reg={r.cell.reg:.3g}: {r.value:.2f}" for r in slower)
-    yield Verdict(promises[0], f"slower in {len(slower)} of {len(found)} cells{listed}", not slower)
-    yield Verdict(promises[1], f"{mean(found):.2f}", mean(found) >= 2.0)
+    yield Verdict(targets[0], f"slower in {len(slower)} of {len(found)} cells{listed}", not slower)
+    yield Verdict(targets[1], f"{mean(found):.2f}", mean(found) >= 2.0)
 
 
 def judge_exact(run: Run) -> Iterator[Verdict]:
@@ -190,11 +190,11 @@ def judge_exact(run: Run) -> Iterator[Verdict]:
         one, all_ = (run.find(cell, run.ours, threads) for threads in (1, most))
         if one is not None and all_ is not None and most > 1 and one.outcome == all_.outcome == OK and one.wall and all_.wall:
             gains.append(one.wall / all_.wall)
-    promise = "all threads, from n = 2000 on: at least 1.6 times less wall time"
+    target = "all threads, from n = 2000 on: at least 1.6 times less wall time"
     measured = (
         f"smallest {min(gains):.2f}, geometric mean {statistics.geometric_mean(gains):.2f} with {most} threads" if gains else "-"
     )
-    yield Verdict(promise, measured, min(gains) >= 1.6 if gains else None)
+    yield Verdict(target, measured, min(gains) >= 1.6 if gains else None)
 
 
 def judge_extreme(run: Run) -> Iterator[Verdict]:

@@ -151,7 +151,7 @@ class Driver:
         self.threads = threads
         try:
             for group in groups:
-                self.tell(f"## {group.name}, {threads} thread{'s' if threads > 1 else ''}: {group.promise}")
+                self.tell(f"## {group.name}, {threads} thread{'s' if threads > 1 else ''}: {group.target}")
                 for cell in group.cells:
                     self.race_on(cell, [c for c in self.contestants if self.takes_part(c, group)])
                     self.keep()

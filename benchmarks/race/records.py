@@ -91,7 +91,7 @@ class Run:
 
     @property
     def ours(self) -> str:
-        """The contestant that the promises are about."""
+        """The contestant that the targets are about."""
         return self.methods[0]
 
     def match(self, peer: str) -> str:

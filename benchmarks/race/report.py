@@ -1,4 +1,4 @@
-"""The measurements as Markdown: the environment, the promises, a table for each group, and what else is worth telling."""
+"""The measurements as Markdown: the environment, the targets, a table for each group, and what else is worth telling."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def span(setting: Iterable[float]) -> str:
 
 
 def summary(run: Run) -> Iterator[str]:
-    """Every promise, and whether it is kept."""
+    """Every target, and whether it is met."""
     rows = [(name, verdict) for name in run.groups for verdict in verdicts(run, name)]
     if not rows:
         return
-    yield from ("### Promises", "", "Ratio: CPU time of the best converging peer over ours to the same result, one thread.", "")
-    yield from table_head(["group", "promise", "measured", ""])
+    yield from ("### Targets", "", "Ratio: CPU time of the best converging peer over ours to the same result, one thread.", "")
+    yield from table_head(["group", "target", "measured", ""])
     for name, verdict in rows:
-        yield table_row([name, verdict.promise, verdict.measured, verdict.word])
+        yield table_row([name, verdict.target, verdict.measured, verdict.word])
     yield ""
 
 
@@ -73,7 +73,7 @@ def section(run: Run, name: str) -> Iterator[str]:
     others = [peer for peer in peers if peer not in rivals and any(run.find(cell, peer, min(run.threads)) for cell in cells)]
     yield from (f"### {name.capitalize()}", "")
     if name in GROUPS:
-        yield from (f"Promised: {GROUPS[name].promise}.", "")
+        yield from (f"Target: {GROUPS[name].target}.", "")
     if others:
         yield from (f"Converged nowhere within the budget: {', '.join(others)}.", "")
     most = run.threads[-1]

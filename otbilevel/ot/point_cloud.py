@@ -22,7 +22,7 @@ LARGEST_COORDINATE = 1e140
 
 
 class PointCloud(Geometry):
-    """The cost between two clouds of points, computed where it is needed: no n x m array, from ten points to millions.
+    """The cost between two clouds of points, computed where it is needed: no n x m cost matrix, from ten points to millions.
 
     Parameters
     ----------

@@ -169,7 +169,8 @@ class OTResult(Result):
 
         Notes
         -----
-        One sweep, O(n m k) time and O((n + m) k) memory.
+        One sweep, O(n m k) time and O((n + m) k) memory; beyond 5e10 pairs of points it is interpolated, and a sparse plan is
+        multiplied in its own time.
         """
         if axis not in (0, 1):
             msg = f"axis must be 0 or 1, got {axis!r}"
@@ -254,7 +255,7 @@ def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor,
         Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
         Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
         Status.CALLBACK_STOP: "the callback asked to stop",
-        Status.NOT_FINITE: "a number is not finite: rescale C, whose entries divided by reg must stay far below 1e300",
+        Status.NOT_FINITE: "a number is not finite: rescale C, and reg by the same factor",
         Status.STALLED: stall,
     }[status]
     return f"not converged, marginal error {error:.2g} > tol = {problem.tol:.2g}: {advice}"

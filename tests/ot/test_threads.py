@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import otbilevel
-from otbilevel.ot.kernels.cpu import team
+from otbilevel.ot.kernels.cpu import atomic, team
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.testing import FAMILIES
 
@@ -19,9 +19,9 @@ ROWS = 103
 
 @kernel
 def weighted_sums(low, high, sums, x, out):
-    """out_i <- i, sums[0] += x times the rows' numbers. Returns how many rows there were."""
+    """out_i += 1, sums[0] += x times the rows' numbers. Returns how many rows there were."""
     for i in range(low, high):
-        out[i] = i
+        out[i] += 1.0
         for j in range(len(x)):
             sums[0, j] += i * x[j]
     return float(high - low)
@@ -29,7 +29,7 @@ def weighted_sums(low, high, sums, x, out):
 
 @kernel
 def fails_late(low, high, sums):
-    """Out of memory in every part but the first."""
+    """In every part but the first."""
     if low > 0:
         msg = "no"
         raise ValueError(msg)
@@ -37,18 +37,41 @@ def fails_late(low, high, sums):
 
 
 @kernel
+def meets_others(low, high, sums, state, slot):
+    """Wait until as many parts as state[slot + 1] are at work at the same time. Returns 1 if they met."""
+    atomic.add(state, slot, 1)
+    for _ in range(2_000_000):
+        if atomic.load(state, slot) >= state[slot + 1]:
+            return 1.0
+        atomic.let_run(state[team.YIELD])
+    return 0.0
+
+
+@kernel
 def lead_weighted_sums(state, bounds, sums, totals, jobs, x, out):
-    """One job after the other."""
-    for _ in range(jobs):
-        function, arguments = team.task(weighted_sums, bounds, sums, totals, (x, out))
-        team.lead(state, function, arguments, len(totals))
+    """One job after the other, each with other numbers. Returns how many had the right sums and totals."""
+    right, rows = 0, bounds[-1]
+    for job in range(jobs):
+        for j in range(len(x)):
+            x[j] = job + j
+        team.lead(state, weighted_sums, bounds, sums, totals, (x, out))
+        exact = totals.sum() == rows
+        for j in range(len(x)):
+            exact &= sums[:, j].sum() == x[j] * (rows * (rows - 1) // 2)
+        right += exact
+    return right
 
 
 @kernel
 def lead_fails_late(state, bounds, sums, totals):
     """One job."""
-    function, arguments = team.task(fails_late, bounds, sums, totals, ())
-    team.lead(state, function, arguments, len(totals))
+    team.lead(state, fails_late, bounds, sums, totals, ())
+
+
+@kernel
+def lead_meets_others(state, bounds, sums, totals, slot):
+    """One job."""
+    team.lead(state, meets_others, bounds, sums, totals, (state, slot))
 
 
 @pytest.fixture(params=[2, 3, 8])
@@ -64,27 +87,30 @@ def n_threads(request, monkeypatch):
 
 def over_rows():
     """Share out `weighted_sums` by way of the interpreter, and check what comes back."""
-    x, out = np.arange(1.0, 6.0), np.full(ROWS, -1.0)
+    x, out = np.arange(1.0, 6.0), np.zeros(ROWS)
     sums, total = threads.over_rows(weighted_sums, ROWS, 10**6, (2, 5), x, out)
-    check(out, sums[0], total)
-    assert not sums[1].any()
+    np.testing.assert_array_equal(out, np.ones(ROWS))
+    np.testing.assert_array_equal(sums, [x * (ROWS * (ROWS - 1) / 2), np.zeros(5)])
+    assert total == ROWS
 
 
 def by_a_team(n_parts, jobs=1):
     """The same in compiled code."""
-    x, out = np.arange(1.0, 6.0), np.full(ROWS, -1.0)
-    sums, totals = np.full((n_parts, 5 + team.PADDING), np.nan), np.full(n_parts, np.nan)
+    out, sums, totals = np.zeros(ROWS), np.full((n_parts, 5 + team.PADDING), np.nan), np.empty(n_parts)
     with threads.Team(n_parts) as state:
-        lead_weighted_sums(state, threads.shares(ROWS, n_parts), sums, totals, jobs, x, out)
-    check(out, sums.sum(axis=0)[:5], totals.sum())
+        right = lead_weighted_sums(state, threads.shares(ROWS, n_parts), sums, totals, jobs, np.empty(5), out)
+    assert right == jobs
+    np.testing.assert_array_equal(out, np.full(ROWS, jobs))
     assert np.isnan(sums[:, 5:]).all()
 
 
-def check(out, sums, total):
-    """Every row was taken, and once."""
-    np.testing.assert_array_equal(out, np.arange(ROWS))
-    np.testing.assert_array_equal(sums, np.arange(1.0, 6.0) * (ROWS * (ROWS - 1) / 2))
-    assert total == ROWS
+def assert_all_are_free(n_threads):
+    """Every thread of the pool can be had at the same time."""
+    barrier = threading.Barrier(n_threads)
+    tasks = [threads._pool(threads.os.getpid()).submit(barrier.wait, 10.0) for _ in range(n_threads - 1)]
+    barrier.wait(10.0)
+    for task in tasks:
+        task.result(10.0)
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 3, 7])
@@ -106,6 +132,16 @@ def test_more_parts_than_threads(n_threads):
     by_a_team(3 * n_threads, jobs=100)
 
 
+def test_followers_take_part(n_threads):
+    """No part ends before all have begun: they need as many threads."""
+    sums, totals = np.empty((n_threads, 1 + team.PADDING)), np.empty(n_threads)
+    slot = team.FUNCTION + 4  # unused
+    with threads.Team(n_threads) as state:
+        state[slot + 1] = n_threads
+        lead_meets_others(state, threads.shares(ROWS, n_threads), sums, totals, slot)
+    np.testing.assert_array_equal(totals, np.ones(n_threads))
+
+
 def test_the_leader_does_alone_what_nobody_else_does(n_threads):
     """Every other thread is busy, and when it is free, there is no leader any more."""
     release, pool = threading.Event(), threads._pool(threads.os.getpid())
@@ -115,19 +151,24 @@ def test_the_leader_does_alone_what_nobody_else_does(n_threads):
     finally:
         release.set()
     assert all(task.result(10.0) for task in busy)
-    assert pool.submit(lambda: "free").result(10.0) == "free"
-
-
-def test_a_follower_who_comes_late_is_told_to_go():
-    state = team.new_state()
-    assert team.dismiss(state) == 0
-    team.follow(state)
+    assert_all_are_free(n_threads)
 
 
 def test_followers_leave_when_the_leader_fails(n_threads):
     with pytest.raises(ZeroDivisionError), threads.Team(n_threads):
         _ = 1 / 0
-    assert threads._pool(threads.os.getpid()).submit(lambda: "free").result(10.0) == "free"
+    assert_all_are_free(n_threads)
+
+
+def test_followers_leave_a_leader_who_forgets_them(n_threads):
+    """As when an interrupt strikes between two bytecodes."""
+    threads.Team(n_threads).__enter__()
+    assert_all_are_free(n_threads)
+
+
+def test_a_job_has_so_many_parts_at_most():
+    with pytest.raises(ValueError, match="65535 parts, got 65536"):
+        threads.Team(2**16)
 
 
 def test_many_leaders_at_a_time(n_threads):
@@ -157,8 +198,8 @@ def test_a_part_that_fails_is_reported(n_threads):
     by_a_team(n_threads)
 
 
-def test_threads_that_cannot_be_started_are_reported(n_threads, monkeypatch):
-    """Those that were are sent away."""
+def test_followers_that_cannot_be_had_are_done_without(n_threads, monkeypatch):
+    """No more threads, or an interpreter that shuts down."""
     pool, submitted = threads._pool(threads.os.getpid()), []
 
     def submit(*args):
@@ -169,9 +210,24 @@ def test_threads_that_cannot_be_started_are_reported(n_threads, monkeypatch):
 
     real = pool.submit
     monkeypatch.setattr(pool, "submit", submit)
-    with pytest.raises(RuntimeError, match="start new thread"):
-        by_a_team(n_threads + 1)
+    by_a_team(n_threads + 1)
     assert submitted[0].result(10.0) is None
+
+
+def test_an_interrupt_sends_the_followers_away(n_threads, monkeypatch):
+    pool, submitted = threads._pool(threads.os.getpid()), []
+
+    def submit(*args):
+        submitted.append(real(*args))
+        raise KeyboardInterrupt
+
+    real = pool.submit
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "submit", submit)
+        with pytest.raises(KeyboardInterrupt):
+            by_a_team(n_threads)
+    assert submitted[0].result(10.0) is None
+    assert_all_are_free(n_threads)
 
 
 def test_who_runs_a_part_makes_no_difference(n_threads, monkeypatch):
@@ -182,6 +238,7 @@ def test_who_runs_a_part_makes_no_difference(n_threads, monkeypatch):
         return otbilevel.solve_ot(problem.a, problem.b, problem.C, reg=1e-3, method="sns", tol=1e-9)
 
     together = solve()
+    assert together.nit_newton > 0
     monkeypatch.setattr(team, "follow", lambda state: None)
     alone = solve()
     np.testing.assert_array_equal(together.f, alone.f)

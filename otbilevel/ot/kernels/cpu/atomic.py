@@ -1,7 +1,7 @@
 """What threads need to share words of memory in compiled code, and numba has only for the GPU: LLVM's own instructions.
 
-`state` is an array of int64, `slot` a position in it. All are sequentially consistent: every thread sees them in the same order,
-and what was written before one of them is there for whoever sees it.
+`state` is an array of int64, `slot` a position in it. These operations are sequentially consistent: every thread sees them in the
+same order, and what was written before one of them is there for whoever sees it.
 """
 
 from __future__ import annotations

@@ -39,13 +39,10 @@ def product(state, bounds, plan, weights, x, sums, totals):
 @overload(product, jit_options=ARITHMETIC)
 def _product(state, bounds, plan, weights, x, sums, totals):  # noqa: ARG001 -- numba wants the same signature throughout
     def dense(state, bounds, plan, weights, x, sums, totals):
-        function, arguments = team.task(stored.laplacian_product, bounds, sums, totals, (plan, weights, x))
-        team.lead(state, function, arguments, len(totals))
+        team.lead(state, stored.laplacian_product, bounds, sums, totals, (plan, weights, x))
 
     def sparse(state, bounds, plan, weights, x, sums, totals):
-        args = plan[0], plan[1], plan[2], weights, x
-        function, arguments = team.task(active.laplacian_product, bounds, sums, totals, args)
-        team.lead(state, function, arguments, len(totals))
+        team.lead(state, active.laplacian_product, bounds, sums, totals, (plan[0], plan[1], plan[2], weights, x))
 
     return dense if isinstance(plan, types.Array) else sparse
 

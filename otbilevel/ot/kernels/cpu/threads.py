@@ -19,7 +19,7 @@ from otbilevel.ot.kernels.cpu import team
 ENTRIES_PER_THREAD = 200_000
 """Below this much work a second thread costs more than it saves: waking it takes some 50 microseconds."""
 ENTRIES_PER_FOLLOWER = 100_000
-"""The same for a follower, who need not be woken for each product, but for some of them."""
+"""The same for a follower in a team, who is woken once for a batch of products."""
 
 
 @cache
@@ -34,7 +34,7 @@ def available_threads() -> int:
 
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 -- the key: a forked child needs a pool of its own
-    return ThreadPoolExecutor(available_threads() - 1, thread_name_prefix="otbilevel")
+    return ThreadPoolExecutor(max(1, available_threads() - 1), thread_name_prefix="otbilevel")
 
 
 def team_parts(n_rows: int, n_entries: int) -> int:
@@ -53,24 +53,40 @@ def shares(n_rows: int, n_parts: int) -> np.ndarray:
 
 
 class Team:
-    """A leader of jobs of so many parts, and the followers it needs: ``with Team(n_parts) as state``, see `team`."""
+    """A leader of jobs of so many parts, and the followers it can have: ``with Team(n_parts) as state``, see `team`."""
 
     def __init__(self, n_parts: int) -> None:
+        if n_parts > team.MOST_PARTS:
+            msg = f"a job has at most {team.MOST_PARTS} parts, got {n_parts}"
+            raise ValueError(msg)
         self._state, self._followers = team.new_state(), n_parts - 1
 
     def __enter__(self) -> np.ndarray:
         try:
+            if self._followers > 0:
+                _compile_follow()
             for _ in range(self._followers):
                 _pool(os.getpid()).submit(team.follow, self._state)
+        except RuntimeError:
+            pass  # no thread can be started, or none any more: the leader does without
         except BaseException:
-            team.dismiss(self._state)
+            self._state[team.LEADING] = 0
             raise
         return self._state
 
     def __exit__(self, *_: object) -> None:
-        if team.dismiss(self._state):
+        self._state[team.LEADING] = 0
+        if self._state[team.FAILED]:
             msg = "a compiled kernel failed, most likely for lack of memory"
             raise MemoryError(msg)
+
+
+@cache
+def _compile_follow() -> None:
+    """In the leader's thread: a fork while another one compiles would leave the child with numba's lock."""
+    state = team.new_state()
+    state[team.LEADING] = 0
+    team.follow(state)
 
 
 def over_rows(
