@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +15,23 @@ ARITHMETIC = {"fastmath": SUMS, "error_model": "numpy"}
 """Sums may be reordered; a division by zero is infinite, and no branch that raises."""
 
 
+def _digest() -> str:
+    """Of the sources of all kernels, as far as there are files."""
+    files = sorted(pathlib.Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+_SOURCES = _digest()
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, without the interpreter lock, and keep the result on disk.
 
     Where numba finds no folder that it may write to (a read-only installation, a container without a home), nothing is
-    kept and every process compiles anew; ``NUMBA_CACHE_DIR`` in the environment names such a folder.
+    kept and every process compiles anew; ``NUMBA_CACHE_DIR`` in the environment names such a folder. What is kept goes by the name
+    of the function, to which a digest of all sources is added: numba looks at one file, not at what a kernel takes from others.
     """
+    function.__qualname__ += f"_{_SOURCES}"
     try:
         return njit(cache=True, nogil=True, **ARITHMETIC)(function)
     except RuntimeError:  # no locator available

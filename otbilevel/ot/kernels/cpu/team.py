@@ -35,7 +35,7 @@ MOST_PARTS = 2**16 - 1
 PATIENCE = 10_000
 """Looks, of some 30 nanoseconds each, before a thread that must wait lets others run at every look."""
 FORGOTTEN = 100_000
-"""Looks, some 50 milliseconds of them, after which a follower takes it that there is no leader any more."""
+"""Looks after which a follower leaves all the same: some 50 milliseconds, more when the cores are busy. Its leader does without."""
 PADDING = 16
 """Numbers between the sums of two threads, which would wait for each other if they wrote to the same lines of memory."""
 

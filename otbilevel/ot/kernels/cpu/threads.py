@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -56,15 +56,16 @@ class Team:
     """A leader of jobs of so many parts, and the followers it can have: ``with Team(n_parts) as state``, see `team`."""
 
     def __init__(self, n_parts: int) -> None:
+        self._state = team.new_state()
         if n_parts > team.MOST_PARTS:
             msg = f"a job has at most {team.MOST_PARTS} parts, got {n_parts}"
             raise ValueError(msg)
-        self._state, self._followers = team.new_state(), n_parts - 1
+        self._followers = n_parts - 1
 
     def __enter__(self) -> np.ndarray:
+        if self._followers > 0:
+            _compile_follow()
         try:
-            if self._followers > 0:
-                _compile_follow()
             for _ in range(self._followers):
                 _pool(os.getpid()).submit(team.follow, self._state)
         except RuntimeError:
@@ -74,11 +75,14 @@ class Team:
             raise
         return self._state
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._state[team.LEADING] = 0
-        if self._state[team.FAILED]:
+        if kind is None and self._state[team.FAILED]:
             msg = "a compiled kernel failed, most likely for lack of memory"
             raise MemoryError(msg)
+
+    def __del__(self) -> None:
+        self._state[team.LEADING] = 0  # an interrupt between two bytecodes may have passed by `__exit__`
 
 
 @cache
@@ -119,6 +123,9 @@ def over_rows(
     shared = [row[:size].reshape(accumulators) for row in padded]
     bounds, pool = shares(n_rows, n_parts).tolist(), _pool(os.getpid())
     running = [pool.submit(kernel, bounds[t], bounds[t + 1], shared[t], *args) for t in range(1, n_parts)]
-    total = kernel(0, bounds[1], shared[0], *args)
+    try:
+        total = kernel(0, bounds[1], shared[0], *args)
+    finally:
+        wait(running)  # they write to the caller's arrays
     total += sum(future.result() for future in running)
     return padded.sum(axis=0)[:size].reshape(accumulators), total
