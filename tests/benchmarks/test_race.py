@@ -40,6 +40,12 @@ def failed(contestant: str, cell: Cell = CELL) -> Record:
     return Record(cell, contestant, 1, SLOW)
 
 
+def test_no_cell_is_in_two_groups():
+    """The records of several runs are put together by cell, and a ratio must not come from two of them."""
+    cells = [cell for group in GROUPS.values() for cell in group.cells]
+    assert len(cells) == len(set(cells))
+
+
 def test_every_cell_of_every_group_belongs_to_a_family():
     assert {cell.family for group in GROUPS.values() for cell in group.cells} <= set(FAMILIES)
     assert all(group.quick().cells for group in GROUPS.values())
