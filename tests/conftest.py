@@ -149,3 +149,19 @@ def pytest_report_header() -> list[str]:
     runs = ", ".join(f"{backend.name} {backend.version or '(MISSING, skipped)'}" for backend in EVERYWHERE)
     kernels = os.environ.get("OTBILEVEL_KERNELS") or "compiled for numpy, generic elsewhere"
     return [f"array libraries: {runs}", f"kernels: {kernels}; everything on the CPU, no GPU code has run"]
+
+
+@pytest.fixture
+def force_threads(monkeypatch):
+    """A function that makes the compiled kernels use so many threads, however small the work."""
+    threads = importlib.import_module("otbilevel.ot.kernels.cpu.threads")
+
+    def force(count: int) -> int:
+        monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
+        monkeypatch.setattr(threads, "ENTRIES_PER_FOLLOWER", 1)
+        monkeypatch.setattr(threads, "available_threads", lambda: count)
+        threads._pool.cache_clear()
+        return count
+
+    yield force
+    threads._pool.cache_clear()

@@ -37,14 +37,9 @@ def state(geometry, seed=1):
 
 
 @pytest.fixture(params=[1, 3])
-def n_threads(request, monkeypatch):
+def n_threads(request, force_threads):
     """Force the kernels into one or three threads, however small the work."""
-    monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
-    monkeypatch.setattr(threads, "ENTRIES_PER_FOLLOWER", 1)
-    monkeypatch.setattr(threads, "available_threads", lambda: request.param)
-    threads._pool.cache_clear()
-    yield request.param
-    threads._pool.cache_clear()
+    return force_threads(request.param)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -75,14 +75,9 @@ def lead_meets_others(state, bounds, sums, totals, slot):
 
 
 @pytest.fixture(params=[2, 3, 8])
-def n_threads(request, monkeypatch):
+def n_threads(request, force_threads):
     """So many threads for the smallest job."""
-    monkeypatch.setattr(threads, "ENTRIES_PER_THREAD", 1)
-    monkeypatch.setattr(threads, "ENTRIES_PER_FOLLOWER", 1)
-    monkeypatch.setattr(threads, "available_threads", lambda: request.param)
-    threads._pool.cache_clear()
-    yield request.param
-    threads._pool.cache_clear()
+    return force_threads(request.param)
 
 
 def over_rows():
