@@ -1,4 +1,4 @@
-"""What is aimed at in each group, and whether the measurements keep it."""
+"""The targets of each group, and whether the measurements meet them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import importlib
 import multiprocessing
+import os
 import threading
 
 import numpy as np
@@ -102,7 +103,7 @@ def by_a_team(n_parts, jobs=1):
 def assert_all_are_free(n_threads):
     """Every thread of the pool can be had at the same time."""
     barrier = threading.Barrier(n_threads)
-    tasks = [threads._pool(threads.os.getpid()).submit(barrier.wait, 60.0) for _ in range(n_threads - 1)]
+    tasks = [threads._pool(os.getpid()).submit(barrier.wait, 60.0) for _ in range(n_threads - 1)]
     barrier.wait(60.0)
     for task in tasks:
         task.result(60.0)
@@ -145,7 +146,7 @@ def test_followers_take_part(n_threads):
 
 def test_the_leader_does_alone_what_nobody_else_does(n_threads):
     """Every other thread is busy, and when it is free, there is no leader any more."""
-    release, pool = threading.Event(), threads._pool(threads.os.getpid())
+    release, pool = threading.Event(), threads._pool(os.getpid())
     busy = [pool.submit(release.wait) for _ in range(n_threads - 1)]
     try:
         by_a_team(n_threads)
@@ -209,7 +210,7 @@ def test_a_part_that_fails_is_reported(n_threads):
 
 def test_followers_that_cannot_be_had_are_done_without(n_threads, monkeypatch):
     """No more threads, or an interpreter that shuts down."""
-    pool, submitted = threads._pool(threads.os.getpid()), []
+    pool, submitted = threads._pool(os.getpid()), []
 
     def submit(*args):
         if submitted:
@@ -224,7 +225,7 @@ def test_followers_that_cannot_be_had_are_done_without(n_threads, monkeypatch):
 
 
 def test_an_interrupt_sends_the_followers_away(n_threads, monkeypatch):
-    pool, submitted = threads._pool(threads.os.getpid()), []
+    pool, submitted = threads._pool(os.getpid()), []
 
     def submit(*args):
         submitted.append((args[1], real(*args)))

@@ -29,7 +29,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Where numba finds no folder that it may write to (a read-only installation, a container without a home), nothing is
     kept and every process compiles anew; ``NUMBA_CACHE_DIR`` in the environment names such a folder. What is kept goes by the name
-    of the function, to which a digest of all sources is added: numba looks at one file, not at what a kernel takes from others.
+    of the function, to which a digest of these sources is added: numba looks at one file, not at what a kernel takes from others.
     """
     function.__qualname__ += f"_{_SOURCES}"
     try:

@@ -1,6 +1,6 @@
 """Threads that share out one short product after another without leaving compiled code.
 
-There it costs a microsecond, by way of the interpreter some 50 to 100. A job is a kernel in so many parts. The leader
+There it costs a microsecond, by way of the interpreter some 100. A job is a kernel in so many parts. The leader
 publishes it and claims one part after the other. Followers who are there do the same: with them the job is done sooner, without
 them it is done, too. Which thread runs a part makes no difference to its result.
 

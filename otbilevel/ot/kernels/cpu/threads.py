@@ -17,7 +17,7 @@ import numpy as np
 from otbilevel.ot.kernels.cpu import team
 
 ENTRIES_PER_THREAD = 200_000
-"""Below this much work a second thread costs more than it saves: waking it takes some 50 microseconds."""
+"""Below this much work a second thread costs more than it saves: to wake it and wait for its end takes some 100 microseconds."""
 ENTRIES_PER_FOLLOWER = 100_000
 """The same for a follower in a team, who is woken once for a batch of products."""
 
