@@ -101,7 +101,7 @@ def kernels(n: int, cost: np.ndarray) -> list[Kernel]:
         Kernel("`extremes`", partial(cpu.extremes, cost), 8, 3),
         Kernel("`softmax_rows`, single", partial(sweep, f=f, single=True), 12, 25, np.float32),
         Kernel("`softmax_rows`, double", partial(sweep, f=f, single=False), 12, 33, np.float64),
-        Kernel("`scaling_pass`", partial(cpu.scaling_pass, plan, a, ones, ones, 1.0), 4, 4),
+        Kernel("`scaling_pass`", partial(cpu.scaling_pass, plan, a, ones, ones, 1.0, ones, 1.0), 4, 4),
         Kernel("`shift_pass`", partial(cpu.shift_pass, plan, a, x), 4, 4),
         Kernel("`sharpen`", partial(cpu.sharpen, even, a, ones, 2), 8, 8),
         Kernel("`active_set`, too many", partial(cpu.active_set, cost, plan, ones, ones, 0.0, 0.0), 4, 2),

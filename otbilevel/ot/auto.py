@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from otbilevel._core import validate
 from otbilevel._core.monitor import Monitor
@@ -27,6 +28,7 @@ class AutoOptions:
 
     time_limit: float | None = None
     memory: float = MEMORY
+    balanced_only: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.time_limit is not None:

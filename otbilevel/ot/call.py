@@ -12,8 +12,11 @@ import numpy as np
 from otbilevel._core import validate
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.registry import Method
+from otbilevel.ot import partial_mass
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.methods import METHODS
+from otbilevel.ot.partial_mass import PartialMass
+from otbilevel.ot.penalties import Fixed, Penalty, make_penalties
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 
@@ -67,6 +70,15 @@ class Call:
 def tolerance(tol: Any) -> float | None:
     """`tol`, checked."""
     return None if tol is None else validate.real(tol, "tol", low=0.0)
+
+
+def price(unbalanced: Any, call: Call) -> tuple[Penalty, Penalty]:
+    """The penalties that `unbalanced` asks for, which the method must know."""
+    penalties = partial_mass.penalties(0.0) if isinstance(unbalanced, PartialMass) else make_penalties(unbalanced)
+    if penalties != (Fixed(), Fixed()) and call.settings.balanced_only:
+        msg = f"unbalanced is not for {call.settings.balanced_only}: choose another method, or leave it out"
+        raise ValueError(msg)
+    return penalties
 
 
 def regularisation(reg: float | None, method: str, geometry: Geometry, name: str = "reg") -> float:

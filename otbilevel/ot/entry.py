@@ -38,18 +38,19 @@ def enter(plan: RowPlan, run: Run, start: Start | None, easy: float) -> Entry:
     """
     problem, (low, high) = run.problem, run.problem.geometry.bounds
     if start is None:
-        top, g = (high - low) / 8, problem.xp.zeros_like(problem.b)
+        top = (high - low) / 8
         top = top if top > FEWEST * problem.reg else problem.reg
         top = problem.reg * 2.0 ** round(math.log2(top / problem.reg))  # levels are then reached by squaring entries
         plan.restart(problem.xp.full_like(problem.a, low))  # the row sums of the first level are then of a good size
         plan.preconditioner = None  # what was learnt at the target would mislead here
+        g = problem.zero_potential(top)
         plan.sweep(g, top, single=True)
         return Entry(top, g)
     reg, above = problem.reg, None
     if start.reg is not None and start.reg > reg:
         reg = max(start.reg / (FIRST_STEP if start.before is None else easy), reg)
-        above = start.reg, start.column_potential(problem.b, start.reg)
-    g = start.column_potential(problem.b, reg)
+        above = start.reg, start.column_potential(problem.column_weights, start.reg)
+    g = start.column_potential(problem.column_weights, reg)
     # Only where it may be the solution is double precision worth its time.
     plan.sweep(g, reg, single=start.reg not in (None, reg))
     if not run.error(plan) <= USABLE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy import optimize, sparse
@@ -31,6 +31,7 @@ class ExactOptions:
     """
 
     solver: str = "auto"
+    balanced_only: ClassVar[str] = 'method="exact"'
 
     def __post_init__(self) -> None:
         validate.choice(self.solver, "solver", ("auto", "network-simplex", "highs"))

@@ -35,7 +35,8 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
     common_namespace({names[0]: f, names[1]: g, **problem.whole.arrays})
     shape = problem.whole.shape
     _, g = (_checked(problem, v, name, size) for v, name, size in zip((f, g), names, shape, strict=True))
-    return Start(_moderate(problem, problem.targets.restrict(g)), reg)
+    g = problem.targets.restrict(g)
+    return Start(g if problem.marginals is not None else _moderate(problem, g), reg)
 
 
 def _checked(problem: OTProblem, potential: Array, name: str, size: int) -> Array:

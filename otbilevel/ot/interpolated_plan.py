@@ -10,6 +10,7 @@ from otbilevel._core.array import Array
 from otbilevel.ot.cells import Cells
 from otbilevel.ot.huge import is_huge
 from otbilevel.ot.interpolated_kernel import InterpolatedKernel
+from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.point_plan import fine_accuracy
 from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
@@ -38,6 +39,8 @@ class InterpolatedPlan(RowPlan):
         NumPy points with squared Euclidean cost.
     a : (n,) array
         Weights.
+    marginals : Marginals, optional
+        None: fixed.
     work : Work
         Where passes are counted: a sweep for each kernel between nodes, a product for each pair of products with it.
     tol : float
@@ -48,8 +51,10 @@ class InterpolatedPlan(RowPlan):
 
     reach = 12.0  # beyond exp(12) the interpolation error of a scaled row would show
 
-    def __init__(self, geometry: PointCloud, a: Array, work: Work, *, tol: float, memory: float) -> None:
-        super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
+    def __init__(
+        self, geometry: PointCloud, a: Array, work: Work, marginals: Marginals | None = None, *, tol: float, memory: float
+    ) -> None:
+        super().__init__(geometry.kernels, geometry.kernel_cost, a, work, marginals)
         self._x_tree, self._y_tree = geometry.trees
         self._is_huge = is_huge(geometry)
         self._a = self._x_tree.sort(a)
@@ -96,7 +101,10 @@ class InterpolatedPlan(RowPlan):
         assert self._u is not None
         self._v = v
         self.row_error = float((self._a * np.abs(self._u * row_sums - 1.0)).sum())
-        self.column_sums = self._y_tree.restore(v * kernel.transposed_times(self._a * self._u))
+        self.column_sums = self._y_tree.restore(v * kernel.transposed_times(self._sorted_masses() * self._u))
+
+    def _sorted_masses(self) -> Array:
+        return self._a if self.marginals is None else self._x_tree.sort(self.row_masses())
 
     def row_potentials(self) -> Array:
         assert self._f is not None
@@ -116,8 +124,9 @@ class InterpolatedPlan(RowPlan):
             _, kernel = self._normalised(f, self._y_tree.sort(self.g), self.reg, single=True)
             u, v = np.ones_like(u), np.ones_like(v)
         self._hessian, self._hessian_v = kernel, v
-        degree = self._y_tree.restore(v * kernel.transposed_times(self._a * u))
-        return Laplacian.of(self, self._x_tree.restore(self._a * u * u), degree, np.zeros_like(degree))
+        masses = self._sorted_masses()
+        degree = self._y_tree.restore(v * kernel.transposed_times(masses * u))
+        return Laplacian.of(self, self._x_tree.restore(masses * u * u), degree, np.zeros_like(degree))
 
     def active_set(self, theta: float, most: float) -> Any:
         """None between so many points that not even one look at every pair is affordable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from otbilevel._core.array import Array
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
 
 
@@ -12,8 +13,8 @@ class LazyPlan(RowPlan):
 
     reach = float("inf")
 
-    def __init__(self, geometry: Geometry, a: Array, work: Work) -> None:
-        super().__init__(geometry.kernels, geometry.kernel_cost, a, work)
+    def __init__(self, geometry: Geometry, a: Array, work: Work, marginals: Marginals | None = None) -> None:
+        super().__init__(geometry.kernels, geometry.kernel_cost, a, work, marginals)
 
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self._base_g, self.reg, self.single = g, reg, single
@@ -23,7 +24,15 @@ class LazyPlan(RowPlan):
         self.work.sweeps += 1
         self.g = g
         self._f, _, self.column_sums, self.row_error = self.kernels.softmax_rows(
-            self.cost, g, self.reg, self.a, self._f, None, single=self.single, relaxation=relaxation
+            self.cost,
+            g,
+            self.reg,
+            self.a,
+            self._f,
+            None,
+            single=self.single,
+            relaxation=relaxation,
+            aprox=self.aprox(self.reg),
         )
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
@@ -37,8 +46,9 @@ class LazyPlan(RowPlan):
 
     def laplacian(self) -> Laplacian:
         self.work.sweeps += 1
-        row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self._f, self.g, self.reg, self.a)
-        return Laplacian.of(self, self.a / row_sums, degree, squares)
+        masses = self.row_masses()
+        row_sums, degree, squares = self.kernels.lazy_moments(self.cost, self._f, self.g, self.reg, masses)
+        return Laplacian.of(self, masses / row_sums, degree, squares)
 
     def product(self, weights: Array, x: Array) -> Array:
         self.work.sweeps += 1

@@ -108,10 +108,12 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
     """
     xp, b = run.problem.xp, run.problem.b
     laplacian = plan.laplacian()
-    r = plan.vector_kernels.balanced(b, plan.column_sums, laplacian.degree)  # in the range of L
+    fixed = plan.marginals is None
+    r = plan.vector_kernels.balanced(b, plan.column_sums, laplacian.degree) if fixed else plan.target(b) - plan.column_sums
     forcing = max(min(0.1, error), 0.3 * rule.tol / error)
     x, _ = plan.solve(laplacian, r, tol=forcing, max_iter=rule.max_cg, interrupt=run.monitor.overdue)
-    d, longest, mean = plan.vector_kernels.centred(x, b)  # the gauge in which most potentials stay
+    # Where constants do not matter, the gauge in which most potentials stay.
+    d, longest, mean = plan.vector_kernels.centred(x, b) if fixed else (x, float(xp.max(xp.abs(x))), float(xp.vecdot(b, xp.abs(x))))
     clipped = longest > radius
     return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, mean
 
@@ -122,13 +124,13 @@ def _line_search(plan: RowPlan, run: Run, d: Array, error: float, rule: NewtonRu
     The plan and column sums of the last trial are those of the next step.
     """
     xp, b = plan.xp, run.problem.b
-    start, slope = plan.g, float(xp.vecdot(b - plan.column_sums, d))
+    start, slope = plan.g, float(xp.vecdot(plan.target(b) - plan.column_sums, d))
     if not slope > 0:
         return 0.0
     low, slope_low, high, slope_high, length, previous = 0.0, slope, 0.0, 0.0, 1.0, 0.0
     for _ in range(6):
         _try(plan, run, start + length * d, rule)
-        trial = float(xp.vecdot(b - plan.column_sums, d))
+        trial = float(xp.vecdot(plan.target(b) - plan.column_sums, d))
         if abs(trial) <= 0.5 * slope or (trial > 0 and length >= 1.0) or plan.marginal_error(b) < 0.5 * error:
             return length
         if trial > 0:
@@ -143,6 +145,7 @@ def _line_search(plan: RowPlan, run: Run, d: Array, error: float, rule: NewtonRu
 
 def _try(plan: RowPlan, run: Run, g: Array, rule: NewtonRule) -> None:
     """Move `plan` to g. Where that turns out to be the end, a sweep in double precision is saved."""
+    g = g if plan.marginals is None else plan.marginals.project(g, plan.reg)
     accuracy = UNCERTAIN * min(rule.tol, run.problem.tol)
     if rule.single or not (plan.shift(g, accuracy) and run.error(plan) <= rule.tol - accuracy):
         plan.move(g, single=rule.single)

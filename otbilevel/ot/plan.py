@@ -184,12 +184,12 @@ class EntropicPlan(Plan):
         return f - scale, g - scale
 
     def _soft_rows(self, part: Geometry, g: Array) -> Array:
-        return _soft_transform(part, g + self.problem.reg * self.problem.xp.log(self.problem.b), self.problem.reg)
+        return soft_transform(part, g + self.problem.reg * self.problem.xp.log(self.problem.b), self.problem.reg)
 
     def _soft_columns(self, part: Geometry, f: Array) -> Array:
         p = self.problem
         weighted = p.sources.restrict(f) + p.reg * p.xp.log(p.a)
-        return _soft_transform(part.restrict(p.sources.indices, None).transpose(), weighted, p.reg)
+        return soft_transform(part.restrict(p.sources.indices, None).transpose(), weighted, p.reg)
 
     def value_linear(self) -> float:
         return self.problem.mass * self.linear
@@ -292,7 +292,7 @@ class EntropicPlan(Plan):
     def _dropped_means(self, part: Geometry, targets: Array) -> Array:
         """By the conditional plan that their potentials define."""
         p = self.problem
-        f = _soft_transform(part, self.g, p.reg)
+        f = soft_transform(part, self.g, p.reg)
         return part.kernels.plan_product(part.kernel_cost, f, self.g, p.reg, p.xp.ones_like(f), targets, 1)
 
 
@@ -324,7 +324,7 @@ def extend_potentials(
     return f, g
 
 
-def _soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
+def soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
     """-reg log sum_j exp((g_j - C_ij)/reg) for every row; 0 for a row whose pairs are all forbidden."""
     xp, parts = geometry.xp, []
     for low, high in row_blocks(geometry.shape):

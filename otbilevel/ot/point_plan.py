@@ -40,7 +40,7 @@ def point_plan(problem: OTProblem, geometry: PointCloud, work: Work, room: Room,
         if x * y <= WORTHWHILE * n * m or (not fits and geometry.x.shape[1] <= LOW_DIMENSION):
             from otbilevel.ot.interpolated_plan import InterpolatedPlan  # noqa: PLC0415 -- brings in numba, which takes a while
 
-            return InterpolatedPlan(geometry, problem.a, work, tol=problem.tol, memory=memory)
+            return InterpolatedPlan(geometry, problem.a, work, problem.marginals, tol=problem.tol, memory=memory)
     if fits:
-        return room.plan(geometry, problem.a, work, single=single)
-    return LazyPlan(geometry, problem.a, work)
+        return room.plan(geometry, problem.a, work, single=single, marginals=problem.marginals)
+    return LazyPlan(geometry, problem.a, work, problem.marginals)

@@ -13,6 +13,8 @@ from scipy.sparse.csgraph import maximum_flow
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.marginals import Marginals
+from otbilevel.ot.penalties import Fixed, Penalty
 from otbilevel.ot.start import Start
 from otbilevel.ot.stored_plan import Room
 
@@ -86,6 +88,8 @@ class OTProblem:
         Where a method starts; None: where it likes.
     room : Room or None
         Memory that a run of solves shares.
+    marginals : Marginals or None
+        What it costs to miss the weights; None where they have to be met. Weights with a price have unit mass only in the mean.
     """
 
     a: Array
@@ -100,11 +104,25 @@ class OTProblem:
     whole: Geometry
     start: Start | None = None
     room: Room | None = None
+    marginals: Marginals | None = None
 
     @property
     def xp(self) -> ModuleType:
         """Array namespace of all arrays."""
         return self.geometry.xp
+
+    @property
+    def column_weights(self) -> Array:
+        """What a `RowPlan` has in its g: the public potential plus reg times the logarithm of these."""
+        return self.b if self.marginals is None else self.marginals.column_weights
+
+    def zero_potential(self, reg: float) -> Array:
+        """Where a path begins: g at 0, up to weights where constants do not matter."""
+        return self.xp.zeros_like(self.b) if self.marginals is None else reg * self.xp.log(self.column_weights)
+
+    def row_potentials(self, f: Array) -> Array:
+        """The potentials of rows with soft minima f."""
+        return f if self.marginals is None else self.marginals.row_potentials(f, self.reg)
 
     @property
     def rounding_floor(self) -> float:
@@ -122,7 +140,9 @@ def make_geometry(C: Any) -> Geometry:  # noqa: N803
     return C if isinstance(C, Geometry) else DenseCost(C)
 
 
-def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float | None) -> OTProblem:
+def make_problem(
+    a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float | None, penalties: tuple[Penalty, Penalty] = (Fixed(), Fixed())
+) -> OTProblem:
     """Check the weights, drop those that are zero and scale the rest to unit mass.
 
     Raises
@@ -141,12 +161,20 @@ def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float |
             weights[name], masses[name] = _check_weights(xp, given[name], name, size, geometry.shape)
         else:
             weights[name], masses[name] = xp.full((size,), 1.0 / size, dtype=xp.float64, device=geometry.device), None
-    mass = _common_mass(masses["a"], masses["b"], 1e-4 if single else 1e-6)
+    fixed = penalties == (Fixed(), Fixed())
+    if fixed:
+        mass = _common_mass(masses["a"], masses["b"], 1e-4 if single else 1e-6)
+    else:
+        of_a, of_b = masses["a"] or masses["b"] or 1.0, masses["b"] or masses["a"] or 1.0
+        _require_room(penalties, of_a, of_b)
+        mass = 0.5 * of_a + 0.5 * of_b
+        weights = {"a": weights["a"] * (of_a / mass), "b": weights["b"] * (of_b / mass)}
     sources, targets = Support.of(weights["a"]), Support.of(weights["b"])
     restricted = geometry.restrict(sources.indices, targets.indices)
+    positive_a, positive_b = sources.restrict(weights["a"]), targets.restrict(weights["b"])
     problem = OTProblem(
-        a=sources.restrict(weights["a"]),
-        b=targets.restrict(weights["b"]),
+        a=positive_a,
+        b=positive_b,
         geometry=restricted,
         reg=reg,
         tol=(1e-5 if single else 1e-9) if tol is None else tol,
@@ -155,6 +183,7 @@ def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float |
         sources=sources,
         targets=targets,
         whole=geometry,
+        marginals=None if fixed else Marginals(*penalties, positive_a, positive_b, positive_b * mass),
     )
     if restricted.has_forbidden_pairs:
         _require_feasible(problem)
@@ -201,6 +230,17 @@ def _common_mass(of_a: float | None, of_b: float | None, tolerance: float) -> fl
     return of_a
 
 
+def _require_room(penalties: tuple[Penalty, Penalty], of_a: float, of_b: float) -> None:
+    """Refuse a side that is fixed where the other one may not hold that much."""
+    for k, (name, mass, other, room) in enumerate((("a", of_a, "b", of_b), ("b", of_b, "a", of_a))):
+        if isinstance(penalties[k], Fixed) and not penalties[1 - k].takes_any and mass > room:
+            msg = (
+                f"sum({name}) = {mass!r} has to be met, but {other} holds at most sum({other}) = {room!r}: rescale one of them, "
+                f"or give {name} a price, too"
+            )
+            raise ValueError(msg)
+
+
 def _require_feasible(problem: OTProblem) -> None:
     """Refuse forbidden pairs that leave no plan: a maximum flow through the allowed pairs must move the whole mass.
 
@@ -216,6 +256,8 @@ def _require_feasible(problem: OTProblem) -> None:
             side = "row" if name == "a" else "column"
             msg = f"C forbids every pair of {side} {original}, but {name}[{original}] is positive: no plan is feasible"
             raise ValueError(msg)
+    if problem.marginals is not None:
+        return  # whatever mass the other side holds will do
     n, m = allowed.shape
     unit = 2**30
     supply = np.floor(to_numpy(problem.a) * unit).astype(np.int32)

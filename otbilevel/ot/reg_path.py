@@ -9,9 +9,10 @@ from typing import Any
 from otbilevel._core import validate
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import Status, report
-from otbilevel.ot.call import Call, regularisation, tolerance
+from otbilevel.ot.call import Call, price, regularisation, tolerance
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.init import make_start
+from otbilevel.ot.partial_mass import PartialMass
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import OTProblem, make_geometry, make_problem
 from otbilevel.ot.result import OTResult
@@ -27,6 +28,7 @@ def reg_path(
     regs: Iterable[float],
     *,
     method: str = "auto",
+    unbalanced: Any = None,
     tol: float | None = None,
     max_iter: int | None = None,
     init: Any = None,
@@ -45,6 +47,8 @@ def reg_path(
         Values of the regularisation, in any order; one that occurs twice is solved once.
     method : {"auto", "sns", "sinkhorn"}
         The algorithm, as in `solve_ot`.
+    unbalanced : float, penalty or pair, optional
+        As in `solve_ot`, but no `PartialMass`.
     tol, max_iter, progress, options
         As in `solve_ot`, for each value: so are the limits of iterations and time.
     init : OTResult or tuple, optional
@@ -96,7 +100,11 @@ def reg_path(
         raise ValueError(msg)
     geometry = make_geometry(C)
     strengths = _strengths(regs, method, geometry)
-    problem = make_problem(a, b, geometry, reg=max(strengths), tol=tolerance(tol))
+    if isinstance(unbalanced, PartialMass):
+        msg = "unbalanced=PartialMass(...) has no path in reg: use solve_ot for each value"
+        raise ValueError(msg)
+    penalties = price(unbalanced, call)
+    problem = make_problem(a, b, geometry, reg=max(strengths), tol=tolerance(tol), penalties=penalties)
     problem = replace(problem, start=make_start(init, problem), room=Room())
     solved: dict[float, OTResult] = {}
     known: list[Start] = []

@@ -15,6 +15,7 @@ from otbilevel._core.result import Result, Status
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
+from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 
 
 @dataclass(eq=False, repr=False)
@@ -28,8 +29,8 @@ class OTResult(Result):
     Attributes
     ----------
     f, g : (n,), (m,) arrays
-        Potentials in units of the cost, with <a, f> = <b, g>; at points of zero weight their c-transforms, always finite
-        (0 where all pairs of such a point are forbidden).
+        Potentials in units of the cost, with <a, f> = <b, g> where both marginals are fixed; at points of zero weight their
+        c-transforms, always finite (0 where all pairs of such a point are forbidden).
         For float32 data they are rounded on return, while the plan and the figures belong to the unrounded ones.
     potentials : tuple
         ``(f, g)``.
@@ -41,15 +42,18 @@ class OTResult(Result):
     reg : float
         Regularisation in use.
     value, value_linear, dual_value : float
-        <P, C> + reg KL(P | a b^T); <P, C>; and the dual objective <a, f> + <b, g> - reg (sum P - sum a b^T).
+        The objective <P, C> + reg KL(P | a b^T), plus the penalties of unbalanced transport; <P, C>; and the dual objective, for
+        fixed marginals <a, f> + <b, g> - reg (sum P - sum a b^T).
     gap : float
-        With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) - dual_value >= 0: it tends to 0 with
-        convergence. Infinite when no Q is found, which happens to unconverged plans with forbidden pairs.
+        With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) (and the penalties) - dual_value >= 0: it tends to 0
+        with convergence. Infinite when no Q is found, which happens to unconverged plans with forbidden pairs.
     gap_exact : float
-        <Q, C> minus the value of feasible potentials of *unregularised* transport: <Q, C> is within `gap_exact` of
-        the exact optimum. It stays of the order of reg log n.
+        <Q, C> (and the penalties) minus the value of feasible potentials of *unregularised* transport: it is within `gap_exact` of
+        the exact optimum. It stays of the order of reg log n. Infinite when no Q or no feasible potentials are found.
     marginal_error : float
-        (||P 1 - a||_1 + ||P' 1 - b||_1) / mass, from a sweep over the returned plan in full precision. For a `PointCloud` of more
+        (||P 1 - a||_1 + ||P' 1 - b||_1) / mass, from a sweep over the returned plan in full precision. Where marginals have a
+        price, what the potentials prescribe takes the place of a and b (for KL, a exp(-f / strength)), and the mean of both masses
+        that of the mass. For a `PointCloud` of more
         than 5e10 pairs (NumPy, squared Euclidean cost) the sums are interpolated, and their distance from those of 4096 random
         rows and columns is added.
     marginals : tuple
@@ -209,11 +213,16 @@ class OTResult(Result):
         return vectors
 
 
+def plan_kind(problem: OTProblem) -> type[EntropicPlan]:
+    """What holds the plan of a problem."""
+    return EntropicPlan if problem.marginals is None else UnbalancedPlan
+
+
 def entropic_result(
     problem: OTProblem, f: Array, g: Array, *, method: str, monitor: Monitor, work: Work, nit_newton: int = 0
 ) -> OTResult:
     """Certify the potentials (g with reg log b in it) and say how the run ended."""
-    plan = EntropicPlan.certify(problem, f, g)
+    plan = plan_kind(problem).certify(problem, f, g)
     work.sweeps += 1
     error = plan.marginal_error
     status = _status(problem, error, monitor)
@@ -258,4 +267,9 @@ def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor,
         Status.NOT_FINITE: "a number is not finite: rescale C, and reg by the same factor",
         Status.STALLED: stall,
     }[status]
-    return f"not converged, marginal error {error:.2g} > tol = {problem.tol:.2g}: {advice}"
+    return shortfall(error, problem.tol, advice)
+
+
+def shortfall(error: float, tol: float, advice: str) -> str:
+    """The message of a result that is not accurate enough."""
+    return f"not converged, marginal error {error:.2g} > tol = {tol:.2g}: {advice}"

@@ -7,6 +7,9 @@ Eliminating f by its own optimality condition, f_i(g) = -reg log sum_j exp((g_j 
 where K_ij = exp((f_i + g_j - C_ij)/reg) has row sums 1, P = diag(a) K is the plan, c = K'a its column sums, and
 L = diag(c) - K' diag(a) K the Laplacian of a graph on the columns (positive semi-definite, L 1 = 0).
 Here g carries the weight b: it is the potential of the public formula plus reg log b.
+
+Where marginals are not fixed but have a price, row masses r take the place of a, and a target that depends on g that of b: see
+`marginals`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.linalg import cg
+from otbilevel.ot.kernels.aprox import RIGID, Aprox
+from otbilevel.ot.marginals import Marginals
 
 SMALLEST_SHARE = 1e-9
 """Of the degree of a column that the diagonal of the Laplacian may be: the difference of the two cancels."""
@@ -53,6 +58,10 @@ class Laplacian:
     @classmethod
     def of(cls, plan: RowPlan, weights: Array, degree: Array, squares: Array) -> Laplacian:
         """The Laplacian from the moments of K, see `plan_moments`."""
+        if plan.marginals is not None:
+            response = plan.marginals.row_response(plan.row_potentials(), plan.reg)
+            weights, squares = response * weights, float(plan.xp.max(response)) * squares
+            degree = plan.marginals.stiffened(degree, plan.g, plan.reg, plan.column_sums)
         # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
         return cls(plan, weights, degree, plan.vector_kernels.inverse_diagonal(degree, squares, SMALLEST_SHARE))
 
@@ -87,6 +96,8 @@ class RowPlan(ABC):
         Whether these figures have single precision only.
     complete : bool
         Whether all pairs take part: not so on an active set.
+    marginals : Marginals or None
+        None: fixed.
     preconditioner
         What a solve may leave to the next one, on this plan or on another one between the same points.
     """
@@ -99,22 +110,35 @@ class RowPlan(ABC):
     complete = True
     _base_g: Array  # where the last sweep was
 
-    def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work) -> None:
+    def __init__(self, kernels: ModuleType, cost: Any, a: Array, work: Work, marginals: Marginals | None = None) -> None:
         self.xp: ModuleType = array_namespace(a)
         self.kernels = kernels
         self.vector_kernels: ModuleType = kernels.vector_kernels
         self.cost = cost
         self.a = a
         self.work = work
+        self.marginals = marginals
         self.preconditioner: Any = None
         self._measured: tuple[Array, Array, float] | None = None
         self.restart()
 
+    def target(self, b: Array) -> Array:
+        """What the columns should hold where the plan is: their weights b, or what their price makes of these."""
+        return b if self.marginals is None else self.marginals.target(self.g, self.reg, self.column_sums)
+
     def marginal_error(self, b: Array) -> float:
         """L1 error of both marginals; computed once where the plan is, as rules, monitor and best iterate all ask."""
         if self._measured is None or self._measured[0] is not self.column_sums or self._measured[1] is not b:
-            self._measured = self.column_sums, b, self.vector_kernels.distance(self.column_sums, b) + self.row_error
+            self._measured = self.column_sums, b, self.vector_kernels.distance(self.column_sums, self.target(b)) + self.row_error
         return self._measured[2]
+
+    def aprox(self, reg: float) -> Aprox:
+        """How the kernels get the row masses."""
+        return RIGID if self.marginals is None else self.marginals.aprox(reg)
+
+    def row_masses(self) -> Array:
+        """What the rows hold where the plan is."""
+        return self.a if self.marginals is None else self.marginals.row_masses(self.row_potentials(), self.reg)
 
     def restart(self, f: Array | None = None) -> None:
         """Forget the potentials that the next sweep would start from; it starts from `f`, or finds the maximum of every row."""
@@ -161,7 +185,7 @@ class RowPlan(ABC):
 
     @abstractmethod
     def row_potentials(self) -> Array:
-        """Return f."""
+        """Return f: the soft minima, which are the potentials where the marginal is fixed."""
 
     @abstractmethod
     def laplacian(self) -> Laplacian:

@@ -8,11 +8,10 @@ from functools import partial
 
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
-from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.result import OTResult, entropic_result
+from otbilevel.ot.result import OTResult, entropic_result, plan_kind
 from otbilevel.ot.row_plan import RowPlan, Work
 from otbilevel.ot.stored_plan import Room
 
@@ -43,14 +42,14 @@ class Run:
         room = problem.room or Room()
         if isinstance(geometry, PointCloud):
             return point_plan(problem, geometry, self.work, room, single=single, memory=self.memory)
-        return room.plan(geometry, problem.a, self.work, single=single)
+        return room.plan(geometry, problem.a, self.work, single=single, marginals=problem.marginals)
 
     def first_potential(self) -> Array:
         """Where the user wants to start, or 0: g at the target."""
         problem = self.problem
         if problem.start is None:
-            return problem.xp.zeros_like(problem.b)
-        return problem.start.column_potential(problem.b, problem.reg)
+            return problem.zero_potential(problem.reg)
+        return problem.start.column_potential(problem.column_weights, problem.reg)
 
     def error(self, plan: RowPlan) -> float:
         """L1 error of both marginals where `plan` is."""
@@ -67,7 +66,7 @@ class Run:
 
     def _public(self, f: Array, g: Array, reg: float) -> dict[str, Array]:
         problem = replace(self.problem, reg=reg)
-        plan = EntropicPlan(problem, f() if callable(f) else f, g, problem.a, problem.b, 0.0)
+        plan = plan_kind(problem)(problem, problem.row_potentials(f() if callable(f) else f), g, problem.a, problem.b, 0.0)
         return dict(zip("fg", plan.potentials(), strict=True))
 
     def offer(self, plan: RowPlan) -> None:
@@ -75,7 +74,7 @@ class Run:
         if plan.complete and plan.reg == self.problem.reg:
             error = self.error(plan) + (SINGLE_PRECISION if plan.single else 0.0)
             if self.best is None or error < self.best_error or math.isnan(self.best_error):
-                self.best_error, self.best = error, (plan.row_potentials(), plan.g)
+                self.best_error, self.best = error, (self.problem.row_potentials(plan.row_potentials()), plan.g)
 
     def finish(self, method: str) -> OTResult:
         """Certify the best iterate."""

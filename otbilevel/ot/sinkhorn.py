@@ -43,6 +43,11 @@ class SinkhornOptions:
     time_limit: float | None = None
     memory: float = MEMORY
 
+    @property
+    def balanced_only(self) -> str:
+        """Which setting asks for fixed marginals, if one does."""
+        return f"relaxation={self.relaxation:g}" if self.relaxation != 1.0 else ""
+
     def __post_init__(self) -> None:
         validate.real(self.relaxation, "relaxation", low=0.0, strict=True, below=2.0)
         if self.time_limit is not None:
@@ -113,5 +118,8 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
 
 
 def half_step(plan: RowPlan, log_b: Array) -> Array:
-    """How far g has to move, in units of reg, for exact column sums."""
-    return plan.vector_kernels.log_ratio(log_b, plan.column_sums, LEAST_SUM, LONGEST_STEP)
+    """How far g has to move, in units of reg, for exact column sums, or for those that suit their price best."""
+    log_ratio: Array = plan.vector_kernels.log_ratio(log_b, plan.column_sums, LEAST_SUM, LONGEST_STEP)
+    if plan.marginals is None:
+        return log_ratio
+    return plan.marginals.half_step(plan.g, plan.reg, plan.column_sums, log_ratio)

@@ -71,6 +71,11 @@ class SNSOptions:
     time_limit: float | None = None
     memory: float = MEMORY
 
+    @property
+    def balanced_only(self) -> str:
+        """Which setting asks for fixed marginals, if one does."""
+        return 'variant="paper"' if self.variant == "paper" else ""
+
     def __post_init__(self) -> None:
         validate.choice(self.variant, "variant", ("robust", "paper"))
         validate.real(self.active_density, "active_density", low=0.0, high=1.0)

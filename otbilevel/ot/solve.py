@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from otbilevel._core.monitor import Callback
 from otbilevel._core.result import report
-from otbilevel.ot.call import Call, regularisation, tolerance
+from otbilevel.ot.call import Call, price, regularisation, tolerance
 from otbilevel.ot.init import make_start
+from otbilevel.ot.partial_mass import PartialMass, check_mass, solve_partial
 from otbilevel.ot.problem import make_geometry, make_problem
 from otbilevel.ot.result import OTResult
 
@@ -21,6 +23,7 @@ def solve_ot(
     *,
     reg: float | None = None,
     method: str = "auto",
+    unbalanced: Any = None,
     tol: float | None = None,
     max_iter: int | None = None,
     init: Any = None,
@@ -29,7 +32,7 @@ def solve_ot(
     options: Mapping[str, Any] | None = None,
     raise_on_failure: bool = False,
 ) -> OTResult:
-    """Solve an optimal transport problem: minimise <P, C> + reg KL(P | a b^T) over P >= 0 with P 1 = a, P' 1 = b.
+    """Solve an optimal transport problem: minimise <P, C> + reg KL(P | a b^T) over P >= 0 with P 1 = a, P' 1 = b, or near.
 
     Here KL(P | Q) = sum P log(P/Q) - P + Q, and the minimiser is P_ij = a_i b_j exp((f_i + g_j - C_ij) / reg).
 
@@ -44,11 +47,17 @@ def solve_ot(
     reg : float, optional
         Regularisation > 0, in units of the cost; by default 1e-3 times the range of C (largest minus smallest finite cost).
         Transport without it is ``method="exact"``, which takes none: 0 is refused.
+    unbalanced : float, penalty or pair, optional
+        What it costs that a marginal r of P differs from its weights w, for both sides or as a pair (rows, columns). A number rho
+        is the Kullback-Leibler divergence rho sum r log(r/w) - r + w, as is ``KL(rho)``; ``TotalVariation(rho)`` is
+        rho sum |r - w|; ``AtMost(price)`` is price sum (w - r) with r <= w; None or inf fixes the side. ``PartialMass(s)`` asks for
+        a plan of mass s with P 1 <= a, P' 1 <= b. The minimum is then of <P, C> + reg KL(P | a b^T) plus the penalties, and the
+        masses of a and b may differ. Not for ``method="exact"``, ``variant="paper"`` and over-relaxation.
     method : {"auto", "sns", "sinkhorn", "exact"}
         The algorithm; the documentation's table says what each is for.
     tol : float, optional
-        L1 error of both marginals together, ||P 1 - a||_1 + ||P' 1 - b||_1, relative to the mass. By default 1e-9,
-        for float32 data 1e-5.
+        L1 error of both marginals together, ||P 1 - a||_1 + ||P' 1 - b||_1, relative to the mass (see `OTResult.marginal_error` for
+        unbalanced transport). By default 1e-9, for float32 data 1e-5.
     max_iter : int, optional
         Limit of all iterations together; each method has its default.
     init : OTResult or tuple, optional
@@ -98,7 +107,8 @@ def solve_ot(
     References
     ----------
     M. Cuturi, Sinkhorn distances, NeurIPS 2013. X. Tang et al., Accelerating Sinkhorn algorithm with sparse Newton
-    iterations, ICLR 2024.
+    iterations, ICLR 2024. T. Séjourné, G. Peyré, F.-X. Vialard, Unbalanced optimal transport, from theory to numerics, Handbook of
+    Numerical Analysis 2023 (arXiv:2211.08775).
 
     Examples
     --------
@@ -118,6 +128,11 @@ def solve_ot(
     >>> C = (x[:, None] - y[None, :] + 0.001) ** 2
     >>> solve_ot([0.2, 0.3, 0.5], [0.6, 0.4], C, reg=0.01, init=result).success
     True
+
+    Mass that is not worth its way stays where it is:
+
+    >>> solve_ot([0.2, 0.3, 0.5], [0.6, 0.4], C, reg=0.01, unbalanced=0.1).plan.sum() < 0.9
+    np.True_
     """
     call = Call.of(
         method, max_iter=max_iter, callback=callback, progress=progress, options=options, raise_on_failure=raise_on_failure
@@ -127,6 +142,11 @@ def solve_ot(
         raise ValueError(msg)
     geometry = make_geometry(C)
     strength = regularisation(reg, method, geometry)
-    problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol))
+    penalties = price(unbalanced, call)
+    problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol), penalties=penalties)
     problem = replace(problem, start=make_start(init, problem))
-    return report(call.solve(problem, f"solve_ot[{method}]"), raise_on_failure=call.raise_on_failure)
+    run = partial(call.solve, label=f"solve_ot[{method}]")
+    if isinstance(unbalanced, PartialMass):
+        check_mass(problem, unbalanced.mass)
+        return report(solve_partial(problem, unbalanced.mass, run), raise_on_failure=call.raise_on_failure)
+    return report(run(problem), raise_on_failure=call.raise_on_failure)

@@ -9,6 +9,7 @@ from typing import Any
 
 from otbilevel._core.array import Array
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
 
 SQUARINGS = {2.0: 1, 4.0: 2}
@@ -44,24 +45,28 @@ class StoredPlan(RowPlan):
         reach: float,
         single: bool = False,
         complete: bool = True,
+        marginals: Marginals | None = None,
     ) -> None:
-        super().__init__(kernels, cost, a, work)
+        super().__init__(kernels, cost, a, work, marginals)
         self._k = storage
         self._reach = reach
         self._stores_single = single
         self.complete = complete
 
     @classmethod
-    def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
+    def dense(cls, geometry: Geometry, a: Array, work: Work, *, single: bool, marginals: Marginals | None = None) -> StoredPlan:
         """Room for all n x m entries, in single or double precision."""
         storage = geometry.kernels.new_plan(geometry.shape, a, single=single)
-        return cls(geometry.kernels, geometry.kernel_cost, a, work, storage, reach=REACH[single], single=single)
+        where = geometry.kernels, geometry.kernel_cost
+        return cls(*where, a, work, storage, reach=REACH[single], single=single, marginals=marginals)
 
     @classmethod
     def on(cls, active_set: Any, plan: RowPlan) -> StoredPlan:
         """Room for the pairs of an active set of `plan`, to which it hands what was learnt there."""
         kernels = plan.kernels.sparse_kernels
-        active = cls(kernels, active_set, plan.a, plan.work, None, reach=REACH[True], single=True, complete=False)
+        active = cls(
+            kernels, active_set, plan.a, plan.work, None, reach=REACH[True], single=True, complete=False, marginals=plan.marginals
+        )
         active.preconditioner = plan.preconditioner
         return active
 
@@ -79,11 +84,12 @@ class StoredPlan(RowPlan):
         start = self._f if self._u is None else self.row_potentials()
         self.single = single
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
-            self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation
+            self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation, aprox=self.aprox(reg)
         )
         self._arrive(g, reg)
         self._swept_reg = reg
-        self._exact_sums = None if single or relaxation != 1.0 else self.column_sums
+        rigid = self.marginals is None and relaxation == 1.0
+        self._exact_sums = self.column_sums if rigid and not single else None
 
     def _arrive(self, g: Array, reg: float) -> None:
         """K is that of g, unscaled."""
@@ -116,7 +122,9 @@ class StoredPlan(RowPlan):
         self.work.products += 1
         self.single = self.single or self._stores_single  # whatever the exponentials were, these sums are over what was stored
         self._v = self.xp.exp(log_v)
-        self._u, sums, self.row_error = self.kernels.scaling_pass(self._k, self.a, self._u, self._v, relaxation)
+        self._u, sums, self.row_error = self.kernels.scaling_pass(
+            self._k, self.a, self._u, self._v, relaxation, self._f, self.reg, self.aprox(self.reg)
+        )
         self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
 
     def lower(self, g: Array, reg: float) -> None:
@@ -126,7 +134,7 @@ class StoredPlan(RowPlan):
         """
         squarings = SQUARINGS.get(self.reg / reg)
         log_v = (g - self._base_g) / reg
-        accurate = self._stores_single and self._swept_reg <= LONGEST_CHAIN * reg
+        accurate = self.marginals is None and self._stores_single and self._swept_reg <= LONGEST_CHAIN * reg
         if squarings is None or not (accurate and self.admits(2.0 * log_v)):
             self.sweep(g, reg, single=True)
             return
@@ -143,7 +151,7 @@ class StoredPlan(RowPlan):
     def laplacian(self) -> Laplacian:
         """L of diag(u) K diag(v), as scaling passes may have moved the plan since its last sweep."""
         _, largest = self.vector_kernels.extremes(self._v)  # only u v matters: make v of a size whose square does not overflow
-        weights, v = self.a * self._u * largest, self._v / largest
+        weights, v = self.row_masses() * self._u * largest, self._v / largest
         row_sums, degree, squares = self.kernels.plan_moments(self._k, weights, v)
         self._columns = v
         return Laplacian.of(self, weights / row_sums, v * degree, v * v * squares)
@@ -181,10 +189,10 @@ class Room:
         self._plan: StoredPlan | None = None
         self._single = False
 
-    def plan(self, geometry: Geometry, a: Array, work: Work, *, single: bool) -> StoredPlan:
+    def plan(self, geometry: Geometry, a: Array, work: Work, *, single: bool, marginals: Marginals | None = None) -> StoredPlan:
         """A plan in single or double precision for the same problem, perhaps with another reg: the last one if there is one."""
         if self._plan is None or self._single != single:
             self._plan = None  # never two at a time
-            self._plan, self._single = StoredPlan.dense(geometry, a, work, single=single), single
+            self._plan, self._single = StoredPlan.dense(geometry, a, work, single=single, marginals=marginals), single
         self._plan.work = work
         return self._plan

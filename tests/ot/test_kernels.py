@@ -119,6 +119,36 @@ def test_softmax_rows(kind, shape, start, relaxation, n_threads):
         np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
 
 
+APROX = [(0.6, -np.inf, np.inf), (1.0, -0.5, 0.2), (1.0, -np.inf, -0.6)]
+
+
+@pytest.mark.parametrize("aprox", APROX)
+def test_row_masses_of_sweeps(aprox, n_threads):
+    """Of a sweep, of a pass over a stored plan and over an active set: as the generic kernels have them."""
+    geometry = make("dense", (65, 131))
+    a, f, g, reg = state(geometry)
+    v, ones = np.random.default_rng(0).random(131) + 0.5, np.ones(65)
+    for start in (None, f):
+        plan = np.empty(geometry.shape)
+        got = cpu.softmax_rows(geometry.kernel_cost, g, reg, a, start, plan, single=False, relaxation=1.0, aprox=aprox)
+        want = generic.softmax_rows(geometry, g, reg, a, start, plan, single=False, relaxation=1.0, aprox=aprox)
+        for x, y in zip(got, want, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-14)
+    f, plan, sums, _ = want
+    masses = a * np.exp((np.clip(aprox[0] * f, *aprox[1:]) - f) / reg)
+    assert np.abs(masses - a).max() > 0.1 * a.max()
+    np.testing.assert_allclose(sums, masses @ plan, rtol=1e-11)
+    want = generic.scaling_pass(plan, a, ones, v, 1.0, f, reg, aprox)
+    for x, y in zip(cpu.scaling_pass(plan, a, ones, v, 1.0, f, reg, aprox), want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-14)
+    sparse = cpu.sparse_kernels
+    pattern = cpu.lazy_active_set(geometry.kernel_cost, f, g, -1e4 * reg, np.inf)
+    _, active, sums, _ = sparse.softmax_rows(pattern, g, reg, a, None, None, single=False, relaxation=1.0, aprox=aprox)
+    np.testing.assert_allclose(sums, masses @ plan, rtol=1e-11)
+    for x, y in zip(sparse.scaling_pass(active, a, ones, v, 1.0, f, reg, aprox), want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", COSTS)
 def test_single_precision_sweep(kind):
     geometry = make(kind, (65, 131))
@@ -149,7 +179,11 @@ def test_passes_over_a_stored_plan(shape, dtype, n_threads):
     plan, a, u, v = (rng.random(shape) + 0.01).astype(dtype), rng.random(n), rng.random(n) + 0.5, rng.random(m) + 0.5
     exact = plan.astype(np.float64)
     for relaxation in (1.0, 1.5):
-        for x, y in zip(cpu.scaling_pass(plan, a, u, v, relaxation), generic.scaling_pass(exact, a, u, v, relaxation), strict=True):
+        for x, y in zip(
+            cpu.scaling_pass(plan, a, u, v, relaxation, u, 1.0),
+            generic.scaling_pass(exact, a, u, v, relaxation, u, 1.0),
+            strict=True,
+        ):
             np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(cpu.laplacian_product(plan, a, v), generic.laplacian_product(exact, a, v), rtol=1e-12)
     for x, y in zip(cpu.plan_moments(plan, a, v), generic.plan_moments(exact, a, v), strict=True):
@@ -267,7 +301,7 @@ def test_sparse_kernels_on_rows_of_any_length(m, n_threads):
         np.testing.assert_allclose(row_sums, plan.astype(float) @ v, rtol=1e-12)
         np.testing.assert_allclose(degree, a @ plan.astype(float), rtol=1e-12)
         np.testing.assert_allclose(squares, (a / row_sums)[1:] @ plan[1:].astype(float) ** 2, rtol=1e-12)
-        scaled, _, row_error = sparse.scaling_pass(active, a, u, v, 1.0)
+        scaled, _, row_error = sparse.scaling_pass(active, a, u, v, 1.0, u, 1.0)
         np.testing.assert_allclose(scaled, 1.0 / row_sums, rtol=1e-12)
         assert np.isnan(row_error)
         f, _, _, _ = sparse.softmax_rows(pattern, v, 0.1, a, None, None, single=False, relaxation=1.0)
@@ -290,7 +324,9 @@ def test_sparse_kernels_equal_dense_ones_with_forbidden_pairs(n_threads):
     plan = got[1]
     rng = np.random.default_rng(5)
     u, v = rng.random(n) + 0.5, rng.random(m) + 0.5
-    for x, y in zip(sparse.scaling_pass(plan, a, u, v, 1.4), cpu.scaling_pass(dense_plan, a, u, v, 1.4), strict=True):
+    for x, y in zip(
+        sparse.scaling_pass(plan, a, u, v, 1.4, u, 1.0), cpu.scaling_pass(dense_plan, a, u, v, 1.4, u, 1.0), strict=True
+    ):
         np.testing.assert_allclose(x, y, rtol=1e-12)
     for x, y in zip(sparse.shift_pass(plan, a, v - 1), cpu.shift_pass(dense_plan, a, v - 1), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-15)

@@ -1,12 +1,13 @@
 """The sweeps over the cost, named by their mathematics, with the same signatures for every array library.
 
-With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K, the kernels are
+With K_ij = exp((f_i + g_j - C_ij)/reg) and the plan P = diag(a) K (where the marginal of the rows is not fixed, row masses r take
+the place of a, see `aprox`), the kernels are
 
 ==========================  =====================================================================================================
 `extremes`                  the smallest and the largest entry of a cost matrix, NaN if one is
 `cost_bounds`               the smallest and the largest finite cost
-`softmax_rows`              f = -reg log sum_j exp((g_j - C_ij)/reg), so that the rows of K sum to 1; K' a; optionally K itself
-`scaling_pass`              one Sinkhorn iteration in scaling form on a stored K: u = 1/(K v), K'(a u)
+`softmax_rows`              f = -reg log sum_j exp((g_j - C_ij)/reg), so that the rows of K sum to 1; K' r; optionally K itself
+`scaling_pass`              one Sinkhorn iteration in scaling form on a stored K: u = 1/(K v), K'(r u)
 `shift_pass`                the same near v = 1, in terms of v - 1 and u - 1: then a K in single precision costs nothing in accuracy
 `sharpen`                   a stored K at a smaller reg: its entries squared once or twice, times v, the rows normalised again
 `laplacian_product`         K' diag(w) K x on a stored K

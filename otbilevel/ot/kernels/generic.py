@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel.ot.kernels import vectors
+from otbilevel.ot.kernels.aprox import RIGID, Aprox, row_masses
 
 if TYPE_CHECKING:
     from otbilevel.ot.dense_cost import DenseCost
@@ -55,6 +56,7 @@ def softmax_rows(
     *,
     single: bool,  # noqa: ARG001 -- the truth knows one precision
     relaxation: float,
+    aprox: Aprox = RIGID,
 ) -> tuple[Array, Array | None, Array, float]:
     xp = array_namespace(g)
     potentials, rows, sums, row_error = [], [], xp.zeros_like(g), 0.0
@@ -71,7 +73,7 @@ def softmax_rows(
             k = k * drift[:, None]
             row_error += float(xp.sum(a[low:high] * xp.abs(drift - 1.0)))
         potentials.append(fresh)
-        sums = sums + a[low:high] @ k
+        sums = sums + row_masses(fresh, reg, a[low:high], aprox) @ k
         if plan is not None:
             rows.append(k)
     return xp.concat(potentials), xp.concat(rows) if plan is not None else None, sums, row_error
@@ -85,11 +87,14 @@ def new_plan(shape: tuple[int, int], like: Array, *, single: bool) -> Array:  # 
     return array_namespace(like).empty(shape, dtype=like.dtype, device=device(like))
 
 
-def scaling_pass(plan: Array, a: Array, u: Array, v: Array, relaxation: float) -> tuple[Array, Array, float]:
+def scaling_pass(
+    plan: Array, a: Array, u: Array, v: Array, relaxation: float, f: Array, reg: float, aprox: Aprox = RIGID
+) -> tuple[Array, Array, float]:
     xp = array_namespace(plan)
     row_sums = plan @ v
     u = 1.0 / row_sums if relaxation == 1.0 else u ** (1.0 - relaxation) * row_sums ** (-relaxation)
-    return u, (a * u) @ plan, float(xp.sum(a * xp.abs(u * row_sums - 1.0)))
+    masses = a if aprox == RIGID else row_masses(f + reg * xp.log(u), reg, a, aprox)
+    return u, (masses * u) @ plan, float(xp.sum(a * xp.abs(u * row_sums - 1.0)))
 
 
 def shift_pass(plan: Array, a: Array, growth: Array) -> tuple[Array, Array]:

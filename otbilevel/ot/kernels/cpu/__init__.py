@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cpu import active, dense, pcg, sparse, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
@@ -48,6 +49,7 @@ def softmax_rows(
     *,
     single: bool,
     relaxation: float,
+    aprox: Aprox = RIGID,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
     n, m = len(a), len(g)
     warm = f is not None
@@ -55,7 +57,7 @@ def softmax_rows(
     precision, store = _SINGLE if single else _DOUBLE, plan is not None
     stage = plan if store else _NOTHING
     sums, row_error = over_rows(
-        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, precision, store, stage
+        dense.softmax_rows, n, n * m, (1, m), cost, g, 1.0 / reg, a, out, warm, relaxation, precision, store, stage, aprox
     )
     return out, plan, sums[0], row_error
 
@@ -69,11 +71,18 @@ def new_plan(shape: tuple[int, int], like: np.ndarray, *, single: bool) -> np.nd
 
 
 def scaling_pass(
-    plan: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray, relaxation: float
+    plan: np.ndarray,
+    a: np.ndarray,
+    u: np.ndarray,
+    v: np.ndarray,
+    relaxation: float,
+    f: np.ndarray,
+    reg: float,
+    aprox: Aprox = RIGID,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     n, m = plan.shape
     out = u.copy()
-    sums, row_error = over_rows(stored.scaling_pass, n, _products(n * m), (1, m), plan, a, out, v, relaxation)
+    sums, row_error = over_rows(stored.scaling_pass, n, _products(n * m), (1, m), plan, a, out, v, relaxation, f, 1.0 / reg, aprox)
     return out, sums[0], row_error
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
 from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
-from otbilevel.ot.kernels.cpu.stored import relaxed
+from otbilevel.ot.kernels.cpu.stored import relaxed, yielded
 
 
 @inlined
@@ -120,7 +120,7 @@ def lazy_fill(low, high, sums, cost, f, g, threshold, indptr, indices, values): 
 
 
 @kernel
-def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan):
+def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, plan, aprox):
     """As `dense.softmax_rows`, in double precision and without relaxation."""
     longest, rate, column_sums = 0, inv_reg * LOG2E, sums[0]
     for i in range(low, high):
@@ -139,12 +139,12 @@ def softmax_rows(low, high, sums, indptr, indices, values, g, inv_reg, a, f, pla
         f[i] = -shift - np.log(total) / inv_reg
         for k in range(len(columns)):
             row[k] = x[k] / total
-        _add(x, columns, a[i] / total, column_sums)
+        _add(x, columns, a[i] / total * yielded(f[i], inv_reg, aprox), column_sums)
     return 0.0
 
 
 @kernel
-def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):
+def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation, f, inv_reg, aprox):
     """As `stored.scaling_pass`."""
     row_error, column_sums = 0.0, sums[0]
     for i in range(low, high):
@@ -152,7 +152,7 @@ def scaling_pass(low, high, sums, indptr, indices, plan, a, u, v, relaxation):
         s = _dot(row, columns, v)
         u[i] = relaxed(u[i], s, relaxation)
         row_error += a[i] * abs(u[i] * s - 1.0)
-        _add(row, columns, a[i] * u[i], column_sums)
+        _add(row, columns, a[i] * u[i] * yielded(f[i] + np.log(u[i]) / inv_reg, inv_reg, aprox), column_sums)
     return row_error
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 from otbilevel.ot.kernels.cpu.cost import cost_row
 from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
-from otbilevel.ot.kernels.cpu.stored import add4, scaled
+from otbilevel.ot.kernels.cpu.stored import add4, scaled, yielded
 
 LARGEST = np.finfo(np.float64).max
 HEADROOM = 20.0
@@ -90,8 +90,8 @@ def exponentials(row, g, shift, rate, x):
 
 
 @kernel
-def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, precision, store, plan):
-    """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += a_i K_i. Returns the L1 error of the row sums.
+def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, precision, store, plan, aprox):
+    """f_i <- -reg log sum_j exp((g_j - C_ij)/reg), the rows of K, and sums[0] += r_i K_i. Returns the L1 error of the row sums.
 
     A warm start takes the old f_i as the shift of the exponents, which saves the search for the row's maximum; where
     that proves too far off the row is done again. The exponentials have the dtype of `precision`. Four rows wait until
@@ -118,7 +118,7 @@ def softmax_rows(low, high, sums, cost, g, inv_reg, a, f, warm, relaxation, prec
                 f[i] = (1.0 - relaxation) * previous + relaxation * f[i]
                 scales[r] = np.exp((f[i] - shift) * inv_reg)
                 row_error += a[i] * abs(scales[r] * total - 1.0)
-            weights[r] = a[i] * scales[r]
+            weights[r] = a[i] * scales[r] * yielded(f[i], inv_reg, aprox)
         add4(x, 0, weights[0], weights[1], weights[2], weights[3], columns)
         if store:
             for r in range(rows):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cpu import active, direct, pcg, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
@@ -59,23 +60,30 @@ def softmax_rows(
     *,
     single: bool,  # noqa: ARG001 -- memory traffic dominates
     relaxation: float,  # noqa: ARG001 -- Newton's method does not relax
+    aprox: Aprox = RIGID,
 ) -> tuple[np.ndarray, ActivePlan | None, np.ndarray, float]:
     n, m = cost.shape
     out = np.empty(n)
     plan = ActivePlan(cost, np.empty(len(cost.values), np.float32)) if plan is None else plan
-    sums, _ = over_rows(active.softmax_rows, n, _work(cost.values), (1, m), *cost[:3], g, 1.0 / reg, a, out, plan.values)
+    sums, _ = over_rows(active.softmax_rows, n, _work(cost.values), (1, m), *cost[:3], g, 1.0 / reg, a, out, plan.values, aprox)
     return out, plan, sums[0], 0.0
 
 
 def scaling_pass(
-    plan: ActivePlan, a: np.ndarray, u: np.ndarray, v: np.ndarray, relaxation: float
+    plan: ActivePlan,
+    a: np.ndarray,
+    u: np.ndarray,
+    v: np.ndarray,
+    relaxation: float,
+    f: np.ndarray,
+    reg: float,
+    aprox: Aprox = RIGID,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     pattern, values = plan
     n, m = pattern.shape
     out = u.copy()
-    sums, row_error = over_rows(
-        active.scaling_pass, n, _work(values), (1, m), pattern.indptr, pattern.indices, values, a, out, v, relaxation
-    )
+    stored = pattern.indptr, pattern.indices, values
+    sums, row_error = over_rows(active.scaling_pass, n, _work(values), (1, m), *stored, a, out, v, relaxation, f, 1.0 / reg, aprox)
     return out, sums[0], row_error
 
 

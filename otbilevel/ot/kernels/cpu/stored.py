@@ -69,10 +69,21 @@ def relaxed(u, row_sum, relaxation):
     return 1.0 / row_sum if relaxation == 1.0 else u ** (1.0 - relaxation) * row_sum ** (-relaxation)
 
 
+@inlined
+def yielded(f, inv_reg, aprox):
+    """exp((aprox(f) - f)/reg): what the mass of a row with soft minimum f is to its weight."""
+    share, least, most = aprox
+    p = min(max(share * f, least), most)
+    return 1.0 if p == f else np.exp((p - f) * inv_reg)
+
+
 @kernel
-def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
-    """u <- relaxed(u, K v), sums[0] += K' (a u): both half steps in one read of K. Returns the L1 error of the row sums."""
-    row_error, i, columns = 0.0, low, sums[0]
+def scaling_pass(low, high, sums, plan, a, u, v, relaxation, f, inv_reg, aprox):
+    """u <- relaxed(u, K v), sums[0] += K' (r u): both half steps in one read of K. Returns the L1 error of the row sums.
+
+    The row masses r are the weights a where the marginal is fixed; else they follow from the soft minima f_i + reg log u_i.
+    """
+    row_error, i, columns, rigid = 0.0, low, sums[0], aprox[0] == 1.0 and aprox[1] == -np.inf and aprox[2] == np.inf
     while i < high:
         if i + 4 <= high:
             s0, s1, s2, s3 = _dot4(plan, i, v)
@@ -80,13 +91,20 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation):
             u[i + 2], u[i + 3] = relaxed(u[i + 2], s2, relaxation), relaxed(u[i + 3], s3, relaxation)
             row_error += a[i] * abs(u[i] * s0 - 1.0) + a[i + 1] * abs(u[i + 1] * s1 - 1.0)
             row_error += a[i + 2] * abs(u[i + 2] * s2 - 1.0) + a[i + 3] * abs(u[i + 3] * s3 - 1.0)
-            add4(plan, i, a[i] * u[i], a[i + 1] * u[i + 1], a[i + 2] * u[i + 2], a[i + 3] * u[i + 3], columns)
+            w0, w1, w2, w3 = a[i] * u[i], a[i + 1] * u[i + 1], a[i + 2] * u[i + 2], a[i + 3] * u[i + 3]
+            if not rigid:
+                w0 *= yielded(f[i] + np.log(u[i]) / inv_reg, inv_reg, aprox)
+                w1 *= yielded(f[i + 1] + np.log(u[i + 1]) / inv_reg, inv_reg, aprox)
+                w2 *= yielded(f[i + 2] + np.log(u[i + 2]) / inv_reg, inv_reg, aprox)
+                w3 *= yielded(f[i + 3] + np.log(u[i + 3]) / inv_reg, inv_reg, aprox)
+            add4(plan, i, w0, w1, w2, w3, columns)
             i += 4
         else:
             s = _dot(plan, i, v)
             u[i] = relaxed(u[i], s, relaxation)
             row_error += a[i] * abs(u[i] * s - 1.0)
-            _add(plan, i, a[i] * u[i], columns)
+            w = a[i] * u[i] if rigid else a[i] * u[i] * yielded(f[i] + np.log(u[i]) / inv_reg, inv_reg, aprox)
+            _add(plan, i, w, columns)
             i += 1
     return row_error
 

@@ -1,0 +1,120 @@
+"""Both marginals of unbalanced transport, as a plan with exact rows sees them.
+
+Where the marginals have a price, the best f at given g is the aprox of the soft minimum S(g) instead of S(g) itself, and row i then
+has the mass r_i = a_i exp((f_i - S_i)/reg). With f eliminated, the semi-dual has gradient q(g) - c(g), where q is what the penalty
+of the columns prescribes at g, and Hessian -(1/reg) L with
+
+    L = diag(c) + reg diag(stiffness of q) - K' diag(r s) K,    s the derivative of aprox at S.
+
+So only the row masses, the target q in the place of b, and a diagonal are new to a solver.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from otbilevel._core.array import Array, array_namespace
+from otbilevel.ot.kernels import aprox
+from otbilevel.ot.kernels.aprox import Aprox
+from otbilevel.ot.penalties import KL, Penalty
+
+LONGEST = 100.0
+"""Step of a potential, in units of reg, up to which L has to be right: it is clipped long before."""
+AT_BOUND = 1e20
+"""Diagonal of L for a potential that is at its bound: it then stays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Marginals:
+    """The weights of both sides and the penalties for not meeting them.
+
+    Attributes
+    ----------
+    rows, columns : Penalty
+        Of either side.
+    a, b : (n,), (m,) arrays
+        Weights, in the problem's unit of mass.
+    column_weights : (m,) array
+        b in the user's unit: with g as a `RowPlan` has it, g - reg log(column_weights) is the public potential.
+    """
+
+    rows: Penalty
+    columns: Penalty
+    a: Array
+    b: Array
+    column_weights: Array
+
+    def aprox(self, reg: float) -> Aprox:
+        """Of the rows, for the kernels."""
+        return self.rows.aprox(reg)
+
+    def row_potentials(self, f: Array, reg: float) -> Array:
+        """The public potentials of rows with soft minima f."""
+        return aprox.apply(self.aprox(reg), f)
+
+    def row_masses(self, f: Array, reg: float) -> Array:
+        """What these rows hold."""
+        return aprox.row_masses(f, reg, self.a, self.aprox(reg))
+
+    def row_response(self, f: Array, reg: float) -> Array:
+        """The derivative of aprox."""
+        share, least, most = self.aprox(reg)
+        xp = array_namespace(f)
+        inside = (share * f > least) & (share * f < most)
+        return xp.where(inside, xp.full_like(f, share), xp.zeros_like(f))
+
+    def public(self, g: Array, reg: float) -> Array:
+        """The public potential of the columns."""
+        return g - reg * array_namespace(g).log(self.column_weights)
+
+    def project(self, g: Array, reg: float) -> Array:
+        """The admissible g nearest to the given one."""
+        _, least, most = self.columns.aprox(reg)
+        if least == -math.inf and most == math.inf:
+            return g
+        xp = array_namespace(g)
+        return xp.clip(self.public(g, reg), least, most) + reg * xp.log(self.column_weights)
+
+    def target(self, g: Array, reg: float, sums: Array) -> Array:
+        """What the columns should hold at g, where they hold `sums`."""
+        return self.columns.prescribed(self.public(g, reg), self.b, sums, reg)
+
+    def stiffened(self, degree: Array, g: Array, reg: float, sums: Array) -> Array:
+        """The diagonal of L without its last term: the degrees and what the price of the columns adds.
+
+        Where a column holds next to nothing of what it should, that is so small that a step would overflow.
+        """
+        xp, p = array_namespace(g), self.public(g, reg)
+        stiffness = reg * self.columns.stiffness(p, self.b, sums, reg)
+        degree = degree + xp.minimum(stiffness, xp.full_like(stiffness, AT_BOUND))
+        return xp.maximum(degree, xp.abs(self.columns.prescribed(p, self.b, sums, reg) - sums) / LONGEST)
+
+    def half_step(self, g: Array, reg: float, sums: Array, log_ratio: Array) -> Array:
+        """How far g has to move, in units of reg, to be the best for f; `log_ratio` is log(b / sums).
+
+        Before that, all of g is shifted by what is best for the rows, too. Sinkhorn's iteration alone finds that shift slowly where
+        the price is many times reg.
+
+        References
+        ----------
+        T. Séjourné, F.-X. Vialard, G. Peyré, Faster unbalanced optimal transport: translation invariant Sinkhorn, AISTATS 2022.
+        """
+        p = self.public(g, reg)
+        shift, growth = self._translation(p, reg, sums)
+        return (aprox.apply(self.columns.aprox(reg), p + shift + reg * (log_ratio - growth)) - p) / reg
+
+    def _translation(self, p: Array, reg: float, sums: Array) -> tuple[float, float]:
+        """The shift of p that makes both sides agree on the mass, and how the logarithm of that of the rows grows."""
+        rates = [0.0, 0.0]
+        for k, (penalty, extra) in enumerate(((self.rows, reg), (self.columns, 0.0))):
+            if isinstance(penalty, KL):
+                rates[k] = 1.0 / (penalty.strength + extra)
+            elif penalty.aprox(reg) != aprox.RIGID:
+                return 0.0, 0.0  # the masses are no exponentials of the shift
+        xp = array_namespace(p)
+        held, wanted = float(xp.sum(sums)), float(xp.sum(self.columns.prescribed(p, self.b, sums, reg)))
+        if not (0 < held < math.inf and 0 < wanted < math.inf):
+            return 0.0, 0.0
+        shift = (math.log(wanted) - math.log(held)) / sum(rates)
+        return shift, shift * rates[0]

@@ -1,0 +1,168 @@
+"""Transport of a given part of the mass: a price for what stays behind, found so that the plan has the mass that is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import brentq
+
+from otbilevel._core import validate
+from otbilevel._core.result import Status
+from otbilevel.ot.penalties import AtMost, Penalty
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.result import OTResult, shortfall
+from otbilevel.ot.start import Start
+from otbilevel.ot.unbalanced_plan import UnbalancedPlan
+
+SHARE = 0.1
+"""Of the tolerance that the mass may be off."""
+MAX_SOLVES = 60
+
+
+@dataclass(frozen=True)
+class PartialMass:
+    """A plan of this mass with P 1 <= a and P' 1 <= b.
+
+    Parameters
+    ----------
+    mass : float
+        The mass to transport, in the unit of the weights: positive, and less than either side has.
+
+    Notes
+    -----
+    The mass grows with the price of what stays behind, the potential of the constraint on the mass. Brent's method finds it, with a
+    solve for each value that it tries, from the potentials of the one before.
+
+    References
+    ----------
+    L. A. Caffarelli, R. J. McCann, Free boundaries in optimal transport and Monge-Ampère obstacle problems, Annals of Math. 2010.
+    J.-D. Benamou, G. Carlier, M. Cuturi, L. Nenna, G. Peyré, Iterative Bregman projections, SISC 2015, Section 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from otbilevel import solve_ot
+    >>> from otbilevel.ot import PartialMass
+    >>> C = np.array([[0.0, 9.0], [9.0, 5.0]])
+    >>> result = solve_ot([0.5, 0.5], [0.5, 0.5], C, reg=1e-2, unbalanced=PartialMass(0.6))
+    >>> result.plan.round(4) + 0.0
+    array([[0.5, 0. ],
+           [0. , 0.1]])
+    """
+
+    mass: float
+
+    def __post_init__(self) -> None:
+        validate.real(self.mass, "the mass of PartialMass", low=0.0, strict=True)
+
+
+@dataclass(eq=False)
+class PartialPlan(UnbalancedPlan):
+    """The plan of a given mass. Its price is no part of the objective."""
+
+    @property
+    def _paid(self) -> float:
+        """What stays behind, times the price."""
+        p = self.problem
+        price = self._marginals.rows.aprox(p.reg)[2]
+        return p.mass * price * (float(p.xp.sum(p.a)) - float(p.xp.sum(self.row_sums)))
+
+    def value(self) -> float:
+        return super().value() - self._paid
+
+    def dual_value(self) -> float:
+        return super().dual_value() - self._paid
+
+
+def penalties(price: float) -> tuple[Penalty, Penalty]:
+    """Those of a plan with this price; the other side is content with less."""
+    return AtMost(price), AtMost(0.0)
+
+
+def check_mass(problem: OTProblem, mass: float) -> None:
+    """Refuse what neither side has."""
+    xp = problem.xp
+    for name, weights in (("a", problem.a), ("b", problem.b)):
+        has = problem.mass * float(xp.sum(weights))
+        if mass >= has:
+            msg = (
+                f"PartialMass({mass!r}) must be less than sum({name}) = {has!r}: to transport all of a side, fix it, as "
+                "unbalanced=(None, AtMost(0.0)) does for a"
+            )
+            raise ValueError(msg)
+
+
+def solve_partial(problem: OTProblem, mass: float, solve: Callable[[OTProblem], OTResult]) -> OTResult:
+    """Find the price; `solve` runs a method on a problem."""
+    search = _Search(problem, mass / problem.mass, solve)
+    low, high = problem.geometry.bounds
+    unit = max(high - low, problem.reg)
+    try:
+        above = search.bracket(high, unit)
+        below = search.bracket(low, -unit)
+        brentq(search.excess, below, above, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=MAX_SOLVES)
+    except _DoneError:
+        pass
+    except RuntimeError:
+        pass  # more than MAX_SOLVES: the best one says how far it is off
+    return search.finish()
+
+
+class _DoneError(Exception):
+    """The mass is right, or a solve has failed."""
+
+
+class _Search:
+    """The solves for the prices that have been tried."""
+
+    def __init__(self, problem: OTProblem, mass: float, solve: Callable[[OTProblem], OTResult]) -> None:
+        self._problem, self._mass, self._solve = problem, mass, solve
+        self._results: list[OTResult] = []
+        self._best: OTResult | None = None
+        self._off = math.inf
+
+    def excess(self, price: float) -> float:
+        """Logarithm of the mass at a price, in units of the one that is wanted."""
+        problem = self._problem
+        assert problem.marginals is not None
+        rows, columns = penalties(price)
+        problem = replace(problem, marginals=replace(problem.marginals, rows=rows, columns=columns))
+        result = self._solve(problem)
+        plan = result._plan
+        assert isinstance(plan, UnbalancedPlan)
+        held = float(problem.xp.sum(plan.row_sums))
+        self._results.append(result)
+        self._problem = replace(self._problem, start=Start(plan.unit_potentials[1], problem.reg if result.success else None))
+        if abs(held - self._mass) < self._off or self._best is None:
+            self._off, self._best = abs(held - self._mass), result
+        if self._off <= SHARE * problem.tol or not result.success:
+            raise _DoneError
+        return math.log(held / self._mass) if held > 0 else -math.inf
+
+    def bracket(self, price: float, step: float) -> float:
+        """A price whose mass is on the side that `step` points to."""
+        for _ in range(MAX_SOLVES):
+            excess = self.excess(price)
+            if excess * step > 0 and math.isfinite(excess):
+                return price
+            price, step = price + (step if math.isfinite(excess) else -0.5 * step), 2.0 * step
+        raise _DoneError
+
+    def finish(self) -> OTResult:
+        """The best result, with the mass as part of its error and the work of all."""
+        best, results = self._best, self._results
+        assert best is not None
+        inner = best._plan
+        assert isinstance(inner, UnbalancedPlan)
+        plan = PartialPlan(inner.problem, inner.f, inner.g, inner.row_sums, inner.column_sums, inner.linear, inner.sampled)
+        error = best.marginal_error + self._off
+        history = {name: np.concatenate([one.history[name] for one in results]) for name in best.history}
+        counts = {name: sum(getattr(one, name) for one in results) for name in ("nit", "nit_newton", "nsweep", "nproduct")}
+        result = replace(best, _plan=plan, marginal_error=error, history=history, **counts)
+        if best.success and error > best._tol:
+            message = shortfall(error, best._tol, "no price gives exactly this mass: raise tol, or raise reg")
+            result = replace(result, success=False, status=Status.STALLED, message=message)
+        return result
