@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.kernels import aprox
@@ -45,6 +46,10 @@ class Marginals:
     b: Array
     column_weights: Array
 
+    @cached_property
+    def _log_weights(self) -> Array:
+        return array_namespace(self.column_weights).log(self.column_weights)
+
     def aprox(self, reg: float) -> Aprox:
         """Of the rows, for the kernels."""
         return self.rows.aprox(reg)
@@ -66,7 +71,7 @@ class Marginals:
 
     def public(self, g: Array, reg: float) -> Array:
         """The public potential of the columns."""
-        return g - reg * array_namespace(g).log(self.column_weights)
+        return g - reg * self._log_weights
 
     def project(self, g: Array, reg: float) -> Array:
         """The admissible g nearest to the given one."""
@@ -74,13 +79,13 @@ class Marginals:
         if least == -math.inf and most == math.inf:
             return g
         xp = array_namespace(g)
-        return xp.clip(self.public(g, reg), least, most) + reg * xp.log(self.column_weights)
+        return xp.clip(self.public(g, reg), least, most) + reg * self._log_weights
 
     def target(self, g: Array, reg: float, sums: Array) -> Array:
         """What the columns should hold at g, where they hold `sums`."""
         return self.columns.prescribed(self.public(g, reg), self.b, sums, reg)
 
-    def stiffened(self, degree: Array, g: Array, reg: float, sums: Array) -> Array:
+    def stiffened(self, degree: Array, g: Array, reg: float, sums: Array, target: Array) -> Array:
         """The diagonal of L without its last term: the degrees and what the price of the columns adds.
 
         Where a column holds next to nothing of what it should, that is so small that a step would overflow.
@@ -88,10 +93,10 @@ class Marginals:
         xp, p = array_namespace(g), self.public(g, reg)
         stiffness = reg * self.columns.stiffness(p, self.b, sums, reg)
         degree = degree + xp.minimum(stiffness, xp.full_like(stiffness, AT_BOUND))
-        return xp.maximum(degree, xp.abs(self.columns.prescribed(p, self.b, sums, reg) - sums) / LONGEST)
+        return xp.maximum(degree, xp.abs(target - sums) / LONGEST)
 
-    def half_step(self, g: Array, reg: float, sums: Array, log_ratio: Array) -> Array:
-        """How far g has to move, in units of reg, to be the best for f; `log_ratio` is log(b / sums).
+    def half_step(self, g: Array, reg: float, sums: Array, target: Array, log_ratio: Array) -> Array:
+        """How far g has to move, in units of reg, to be the best for f; `log_ratio` is log(b / sums), `target` that of g.
 
         Before that, all of g is shifted by what is best for the rows, too. Sinkhorn's iteration alone finds that shift slowly where
         the price is many times reg.
@@ -101,19 +106,19 @@ class Marginals:
         T. Séjourné, F.-X. Vialard, G. Peyré, Faster unbalanced optimal transport: translation invariant Sinkhorn, AISTATS 2022.
         """
         p = self.public(g, reg)
-        shift, growth = self._translation(p, reg, sums)
+        shift, growth = self._translation(reg, sums, target)
         return (aprox.apply(self.columns.aprox(reg), p + shift + reg * (log_ratio - growth)) - p) / reg
 
-    def _translation(self, p: Array, reg: float, sums: Array) -> tuple[float, float]:
-        """The shift of p that makes both sides agree on the mass, and how the logarithm of that of the rows grows."""
+    def _translation(self, reg: float, sums: Array, target: Array) -> tuple[float, float]:
+        """The shift of g that makes both sides agree on the mass, and how the logarithm of that of the rows grows."""
         rates = [0.0, 0.0]
         for k, (penalty, extra) in enumerate(((self.rows, reg), (self.columns, 0.0))):
             if isinstance(penalty, KL):
                 rates[k] = 1.0 / (penalty.strength + extra)
             elif penalty.aprox(reg) != aprox.RIGID:
                 return 0.0, 0.0  # the masses are no exponentials of the shift
-        xp = array_namespace(p)
-        held, wanted = float(xp.sum(sums)), float(xp.sum(self.columns.prescribed(p, self.b, sums, reg)))
+        xp = array_namespace(sums)
+        held, wanted = float(xp.sum(sums)), float(xp.sum(target))
         if not (0 < held < math.inf and 0 < wanted < math.inf):
             return 0.0, 0.0
         shift = (math.log(wanted) - math.log(held)) / sum(rates)

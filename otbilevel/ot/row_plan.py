@@ -61,7 +61,7 @@ class Laplacian:
         if plan.marginals is not None:
             response = plan.marginals.row_response(plan.row_potentials(), plan.reg)
             weights, squares = response * weights, float(plan.xp.max(response)) * squares
-            degree = plan.marginals.stiffened(degree, plan.g, plan.reg, plan.column_sums)
+            degree = plan.marginals.stiffened(degree, plan.g, plan.reg, plan.column_sums, plan.target(plan.marginals.b))
         # Where a column hangs on one row, degree - squares cancels; a column that underflowed has degree 0.
         return cls(plan, weights, degree, plan.vector_kernels.inverse_diagonal(degree, squares, SMALLEST_SHARE))
 
@@ -120,11 +120,16 @@ class RowPlan(ABC):
         self.marginals = marginals
         self.preconditioner: Any = None
         self._measured: tuple[Array, Array, float] | None = None
+        self._prescribed: tuple[Array, Array] | None = None
         self.restart()
 
     def target(self, b: Array) -> Array:
         """What the columns should hold where the plan is: their weights b, or what their price makes of these."""
-        return b if self.marginals is None else self.marginals.target(self.g, self.reg, self.column_sums)
+        if self.marginals is None:
+            return b
+        if self._prescribed is None or self._prescribed[0] is not self.column_sums:
+            self._prescribed = self.column_sums, self.marginals.target(self.g, self.reg, self.column_sums)
+        return self._prescribed[1]
 
     def marginal_error(self, b: Array) -> float:
         """L1 error of both marginals; computed once where the plan is, as rules, monitor and best iterate all ask."""
