@@ -46,7 +46,7 @@ def problem(n: int) -> Problem:
 
 
 def kl_error(plan: np.ndarray, data: Problem, reg: float, price: tuple[float, float]) -> float:
-    """How far a plan is from what its own marginals prescribe; a side that is fixed is brought to its marginal by a scaling first."""
+    """How far a plan is from what its own marginals prescribe, with a fixed side scaled to its marginal."""
     a, b, C = data
     f = -price[0] * np.log(plan.sum(axis=1) / a) if price[0] < np.inf else np.zeros_like(a)
     g = -price[1] * np.log(plan.sum(axis=0) / b) if price[1] < np.inf else np.zeros_like(b)
@@ -174,9 +174,8 @@ def main() -> int:
                     )
                 )
     finite = [ratio for ratio in ratios if np.isfinite(ratio)]
-    print(
-        f"\nsmallest ratio {min(finite):.2f}, geometric mean {np.exp(np.mean(np.log(np.maximum(finite, 1e-9)))):.1f}, {len(ratios)} cells"
-    )
+    mean = np.exp(np.mean(np.log(np.maximum(finite, 1e-9))))
+    print(f"\nsmallest ratio {min(finite):.2f}, geometric mean {mean:.1f}, {len(ratios)} cells")
     return int(min(finite) < 1.0)
 
 
