@@ -71,9 +71,8 @@ class Grid(Geometry):
     Parameters
     ----------
     x : tuple of int, or sequence of 1-D array_like
-        The grid of the sources. A shape such as ``image.shape`` stands for pixels that are squares: the coordinates of their centres
-        are (i + 1/2) / max(shape), so that the longest side has length 1. Otherwise the coordinates along each axis, in any
-        order and at any distances.
+        The grid of the sources. A shape such as ``image.shape`` stands for square pixels with centres at (i + 1/2) / max(shape), so
+        that the longest side has length 1. Otherwise the coordinates along each axis, in any order and at any distances.
     y : tuple of int, or sequence of 1-D array_like, optional
         The grid of the targets, with as many axes; by default that of the sources.
     cost : {"sqeuclidean", "cityblock"} or sequence of (n_k, m_k) array_like
@@ -227,8 +226,8 @@ def _side(side: Any, name: str) -> list[Any]:
     """The axes of a grid: all lengths, or all coordinates."""
     if hasattr(side, "dtype") or not isinstance(side, (tuple, list)):
         msg = (
-            f"{name} must be a shape such as (64, 64), or a sequence with the coordinates along each axis, got {type(side).__name__}"
-            "; for scattered points use PointCloud"
+            f"{name} must be a shape such as (64, 64), or a sequence with the coordinates along each axis, "
+            f"got {type(side).__name__}; for scattered points use PointCloud"
         )
         raise TypeError(msg)
     if not side:
@@ -251,10 +250,9 @@ def _check_coordinates(axis: Array, name: str) -> None:
         msg = f"{name} must hold the coordinates along one axis, got shape {tuple(axis.shape)}; a shape is a tuple of integers"
         raise ValueError(msg)
     xp = array_namespace(axis)
-    bad = ~(xp.abs(axis) < LARGEST_COORDINATE)
-    if bool(xp.any(bad)):
-        index = int(xp.argmax(xp.astype(bad, xp.int64)))
-        msg = f"{name} must hold finite coordinates below {LARGEST_COORDINATE:g}, but {name}[{index}] is {float(axis[index])!r}"
+    largest = float(xp.max(xp.abs(axis)))
+    if not largest < LARGEST_COORDINATE:  # NaN is not
+        msg = f"{name} must hold finite coordinates below {LARGEST_COORDINATE:g}, but the largest is {largest!r}"
         raise ValueError(msg)
 
 

@@ -165,7 +165,8 @@ def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float |
 def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tuple[int, int]) -> tuple[Array, float]:
     """Return the weights, scaled to sum 1, and their sum."""
     if len(given.shape) != 1:
-        msg = f"{name} must be one-dimensional, got shape {tuple(given.shape)}: ravel it (an image goes in as image.ravel(), beside a Grid)"
+        hint = f": ravel it, as an image beside a Grid ({name}.ravel(), C order)" if len(given.shape) > 1 else ""
+        msg = f"{name} must be one-dimensional, got shape {tuple(given.shape)}{hint}"
         raise ValueError(msg)
     if given.shape[0] != size:
         msg = f"{name} has {given.shape[0]} weights, but C has shape {shape}: a needs one a row, b one a column; None is uniform"

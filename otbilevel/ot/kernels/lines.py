@@ -1,7 +1,7 @@
 """Kernels along one axis of a grid, for all of its lines at a time, in the array API's own functions.
 
-A separable cost sum_k C_k(i_k, j_k) makes the soft minimum over all points one over the last axis, then one over the axis before, and
-so on. In each, every line l holds exponents u_lj (the potential over reg, or what the axes before left), and
+A separable cost sum_k C_k(i_k, j_k) makes the soft minimum over all points one over the last axis, then one over the axis before,
+and so on. In each, every line l holds exponents u_lj (the potential over reg, or what the axes before left), and
 
     log_sums_li = log sum_j exp(u_lj - c_ij),    T_lij = exp(u_lj - c_ij - log_sums_li),    c = C / reg.
 
@@ -54,8 +54,8 @@ class AxisCost:
 
     Notes
     -----
-    For a cost like (x - y)^2 the residual of blocks of half width r is at most 2 r^2 / reg, so that P is about side / (20 sqrt(reg));
-    for |x - y| it is 0 off the diagonal.
+    For (x - y)^2 the residual in blocks of half width r is at most 2 r^2, so that P is about side / (20 sqrt(reg)); for |x - y| it
+    is 0 off the diagonal.
     """
 
     def __init__(self, matrix: Array) -> None:
@@ -132,9 +132,9 @@ class PlainLines:
 
     def __init__(self, axis: AxisCost, u: Array, reg: float) -> None:
         xp = array_namespace(u)
-        self._u, self._matrix, self._reg, self._xp = u, axis.matrix, reg, xp
+        self._axis, self._u, self._matrix, self._reg, self._xp = axis, u, axis.matrix, reg, xp
         parts = []
-        for low, high in self._chunks():
+        for low, high in _few_lines(u.shape[0], axis):
             exponents = u[low:high, None, :] - self._matrix[None, :, :] / reg
             top = _finite(xp, xp.max(exponents, axis=2, keepdims=True))
             parts.append(top[:, :, 0] + _log(xp, xp.sum(xp.exp(exponents - top), axis=2)))
@@ -160,15 +160,9 @@ class PlainLines:
 
     def _entries(self) -> Iterator[tuple[int, int, Array]]:
         normal = self._xp.where(self._xp.isfinite(self.log_sums), self.log_sums, self._xp.full_like(self.log_sums, float("inf"))).T
-        for low, high in self._chunks():
+        for low, high in _few_lines(self._u.shape[0], self._axis):
             exponents = self._u[low:high, None, :] - self._matrix[None, :, :] / self._reg
             yield low, high, self._xp.exp(exponents - normal[low:high, :, None])
-
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        (lines, m), n = self._u.shape, self._matrix.shape[0]
-        step = max(1, _BLOCK_ENTRIES // (n * m))
-        for low in range(0, lines, step):
-            yield low, min(low + step, lines)
 
 
 class BlockedLines:
@@ -253,10 +247,15 @@ def line_kernel(axis: AxisCost, u: Array, reg: float) -> PlainLines | BlockedLin
 def smallest_over_lines(axis: AxisCost, u: Array) -> Array:
     """min_j C_ij - u_lj for u (L, m), shape (n, L): the c-transform along one axis."""
     xp = array_namespace(u)
-    n, m = axis.shape
-    step = max(1, _BLOCK_ENTRIES // (n * m))
-    parts = [xp.min(axis.matrix[None, :, :] - u[low : low + step, None, :], axis=2) for low in range(0, u.shape[0], step)]
-    return xp.concat(parts).T
+    chunks = _few_lines(u.shape[0], axis)
+    return xp.concat([xp.min(axis.matrix[None, :, :] - u[low:high, None, :], axis=2) for low, high in chunks]).T
+
+
+def _few_lines(lines: int, axis: AxisCost) -> Iterator[tuple[int, int]]:
+    """Split the lines so that a part of them has some half a million pairs."""
+    step = max(1, _BLOCK_ENTRIES // (axis.shape[0] * axis.shape[1]))
+    for low in range(0, lines, step):
+        yield low, min(low + step, lines)
 
 
 def _width(size: int, count: int) -> int:
