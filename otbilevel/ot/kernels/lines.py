@@ -103,9 +103,9 @@ class AxisCost:
             size = matrix.shape[axis]
             padded = xp.arange(count * _width(size, count), device=device(matrix))
             matrix = xp.take(matrix, xp.clip(padded, None, size - 1), axis=axis)
-        n, m = self.shape
-        c = xp.reshape(matrix, (count, _width(n, count), count, _width(m, count)))
-        c = xp.permute_dims(c, (0, 2, 1, 3))
+        height, width = (_width(size, count) for size in self.shape)
+        strips = [matrix[p * height : (p + 1) * height, :] for p in range(count)]
+        c = xp.stack([xp.stack([strip[:, q * width : (q + 1) * width] for q in range(count)]) for strip in strips])  # contiguous
         alpha = xp.mean(c, axis=3)
         c = c - alpha[:, :, :, None]
         beta = xp.mean(c, axis=2)
@@ -192,35 +192,37 @@ class BlockedLines:
     def __init__(self, axis: AxisCost, blocks: Blocks, u: Array) -> None:
         xp = array_namespace(u)
         self._shape, self._kernel, self._xp = axis.shape, blocks.kernel, xp
-        self._columns, shifts = self._scaled_columns(blocks, u)  # (P, P, L, w)
+        # In place where possible: between arrays of megabytes, fresh memory costs more than arithmetic.
+        exponents = self._in_blocks(u, -float("inf"))[None, ...] - blocks.beta[:, :, None, :]  # (P, P, L, w)
+        top = xp.max(exponents, axis=3, keepdims=True)
+        exponents -= _finite(xp, top)
+        matters = xp.astype(exponents > -NEGLIGIBLE, u.dtype)
+        self._columns = xp.exp(xp.clip(exponents, -NEGLIGIBLE, None))  # exponentials that underflow are slow
+        self._columns *= matters
         sums = self._columns @ xp.matrix_transpose(self._kernel)  # (P, P, L, h)
-        logs = _log(xp, sums) + shifts
-        top = _finite(xp, xp.max(logs, axis=1, keepdims=True))
-        shares = xp.exp(logs - top)
+        sums = xp.where(sums > 0, sums, xp.ones_like(sums))  # of blocks in which the line has no point: there top is -inf
+        shares = xp.log(sums)
+        shares += top - blocks.alpha[:, :, None, :]
+        top = xp.max(shares, axis=1, keepdims=True)
+        shares -= _finite(xp, top)
+        shares = xp.exp(xp.clip(shares, -NEGLIGIBLE, None))
         total = xp.sum(shares, axis=1, keepdims=True)
-        self.log_sums = self._axis_first((top + _log(xp, total))[:, 0, ...])
-        divisor = sums * total
-        self._rows = shares / xp.where(divisor > 0, divisor, xp.ones_like(divisor))
-
-    def _scaled_columns(self, blocks: Blocks, u: Array) -> tuple[Array, Array]:
-        """exp(u - beta) over its largest in each line and block, and the exponents that are left to the rows."""
-        xp = self._xp
-        exponents = self._in_blocks(u, -float("inf"))[None, ...] - blocks.beta[:, :, None, :]
-        top = _finite(xp, xp.max(exponents, axis=3, keepdims=True))
-        columns = xp.exp(xp.clip(exponents - top, -NEGLIGIBLE, None))
-        columns = xp.where(exponents - top > -NEGLIGIBLE, columns, xp.zeros_like(columns))
-        return columns, top - blocks.alpha[:, :, None, :]
+        self.log_sums = self._axis_first((top + xp.log(total))[:, 0, ...])
+        sums *= total
+        shares /= sums
+        self._rows = shares
 
     def times(self, x: Array) -> Array:
         """As `PlainLines.times`."""
         products = (self._columns * self._in_blocks(x, 0.0)[None, ...]) @ self._xp.matrix_transpose(self._kernel)
-        return self._axis_first(self._xp.sum(self._rows * products, axis=1))
+        products *= self._rows
+        return self._axis_first(self._xp.sum(products, axis=1))
 
     def transposed_times(self, y: Array) -> Array:
         """As `PlainLines.transposed_times`."""
-        rows = self._in_blocks(y.T, 0.0)
-        products = (self._rows * rows[:, None, ...]) @ self._kernel
-        columns = self._xp.sum(self._columns * products, axis=0)  # (P, L, w)
+        products = (self._rows * self._in_blocks(y.T, 0.0)[:, None, ...]) @ self._kernel
+        products *= self._columns
+        columns = self._xp.sum(products, axis=0)  # (P, L, w)
         count, lines, width = columns.shape
         return self._xp.reshape(self._xp.permute_dims(columns, (1, 0, 2)), (lines, count * width))[:, : self._shape[1]]
 
