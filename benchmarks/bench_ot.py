@@ -211,3 +211,32 @@ class Kernels:
 
     def time_product(self, *_: Any) -> None:
         self.plan.product(self.a, self.g)
+
+
+class Images:
+    """Smooth densities on a grid of pixels, for which no matrix of costs is ever formed."""
+
+    params = ((64, 128), (1e-3, 2e-4))
+    param_names = ("side", "reg")
+
+    def setup(self, side: int, reg: float) -> None:
+        x, y = np.meshgrid(*2 * [np.linspace(-1, 1, side)], indexing="ij")
+        pair = np.exp(-4 * (x + 0.3) ** 2 - 2 * y**2), 0.1 + np.exp(-9 * (x**2 + y**2 - 0.4) ** 2)
+        self.a, self.b = (image.ravel() / image.sum() for image in pair)
+        self.grid = otbilevel.Grid((side, side))
+        self.result = self.time_solve(side, reg)
+
+    def time_solve(self, side: int, reg: float) -> otbilevel.OTResult:  # noqa: ARG002
+        return otbilevel.solve_ot(self.a, self.b, self.grid, reg=reg)
+
+    def peakmem_solve(self, side: int, reg: float) -> None:
+        self.time_solve(side, reg)
+
+    def track_marginal_error(self, side: int, reg: float) -> float:  # noqa: ARG002
+        return self.result.marginal_error
+
+    def track_nproduct(self, side: int, reg: float) -> float:  # noqa: ARG002
+        return self.result.nproduct
+
+    track_marginal_error.unit = "L1 error"
+    track_nproduct.unit = "products"

@@ -37,6 +37,10 @@ class Geometry(ABC):
     def transpose(self) -> Geometry:
         """The geometry with sources and targets exchanged."""
 
+    def beside(self, weights: dict[str, Array]) -> Geometry:  # noqa: ARG002 -- for geometries that hold no arrays of the user's
+        """The geometry for these weights: of their array library, device and dtype if the user gave it none."""
+        return self
+
     @abstractmethod
     def _compiled_cost(self) -> Any:
         """What the compiled kernels take as `cost`."""

@@ -39,10 +39,10 @@ class InterpolatedPlan(RowPlan):
         NumPy points with squared Euclidean cost.
     a : (n,) array
         Weights.
-    marginals : Marginals, optional
-        None: fixed.
     work : Work
         Where passes are counted: a sweep for each kernel between nodes, a product for each pair of products with it.
+    marginals : Marginals, optional
+        None: fixed.
     tol : float
         Tolerance of the marginals.
     memory : float

@@ -16,7 +16,10 @@ from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.grid import Grid
+from otbilevel.ot.grid_certificates import RoundedGridPlan
 from otbilevel.ot.huge import SampledCheck, interpolated_product, interpolated_sums, is_huge
+from otbilevel.ot.kernels import separable
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
@@ -234,8 +237,15 @@ class EntropicPlan(Plan):
         return p.geometry.kernels.plan_rows(p.geometry.kernel_cost, self.f, self.g, p.reg, p.a, low, high)
 
     @cached_property
+    def _rounded(self) -> RoundedGridPlan | None:
+        """The rounded plan between grids, which needs no pass over all pairs; None for other costs."""
+        return RoundedGridPlan(self.problem, self.f, self.g) if isinstance(self.problem.geometry, Grid) else None
+
+    @cached_property
     def rounding(self) -> Rounding | None:
         p = self.problem
+        if self._rounded is not None:
+            return self._rounded.rounding
         if not p.geometry.has_forbidden_pairs:
             return RankOne.of(p, self.rows, self.row_sums)
         n = p.geometry.shape[0]
@@ -252,7 +262,12 @@ class EntropicPlan(Plan):
         return exponents + p.xp.log(p.a[low:high, None])
 
     def gap(self) -> float:
-        """reg KL(Q | P), which is <Q, C> + reg KL(Q | a b^T) - dual value as Q has the exact marginals."""
+        """reg KL(Q | P), which is <Q, C> + reg KL(Q | a b^T) - dual value as Q has the exact marginals.
+
+        Between grids an upper bound of it.
+        """
+        if self._rounded is not None:
+            return self.problem.mass * self._rounded.gap()
         if self.rounding is None:
             return float("inf")
         p, total = self.problem, 0.0
@@ -260,6 +275,9 @@ class EntropicPlan(Plan):
             q = self.rounding.rows(low, high, self.rows(low, high))
             total += float(p.xp.sum(relative_entropy(p.xp, q, self._log_rows(low, high))))
         return p.mass * p.reg * total
+
+    def gap_exact(self) -> float:
+        return super().gap_exact() if self._rounded is None else self.problem.mass * self._rounded.gap_exact()
 
     def dense(self) -> Array:
         p = self.problem
@@ -326,6 +344,8 @@ def extend_potentials(
 
 def soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
     """-reg log sum_j exp((g_j - C_ij)/reg) for every row; 0 for a row whose pairs are all forbidden."""
+    if isinstance(geometry, Grid):
+        return -reg * separable.SeparableKernel(geometry, g, reg).log_sums
     xp, parts = geometry.xp, []
     for low, high in row_blocks(geometry.shape):
         exponents = (g[None, :] - geometry.rows(low, high)) / reg
@@ -342,12 +362,16 @@ def finite(xp: ModuleType, f: Array) -> Array:
 
 def c_transform_rows(geometry: Geometry, g: Array) -> Array:
     """min_j C_ij - g_j."""
+    if isinstance(geometry, Grid):
+        return separable.c_transform(geometry, g)
     xp = geometry.xp
     return xp.concat([xp.min(geometry.rows(i, k) - g[None, :], axis=1) for i, k in row_blocks(geometry.shape)])
 
 
 def c_transform_columns(geometry: Geometry, f: Array) -> Array:
     """min_i C_ij - f_i."""
+    if isinstance(geometry, Grid):
+        return separable.c_transform(geometry.transpose(), f)
     xp = geometry.xp
     best = xp.full((geometry.shape[1],), float("inf"), dtype=f.dtype, device=device(f))
     for low, high in row_blocks(geometry.shape):

@@ -151,6 +151,7 @@ def make_problem(
         As `solve_ot` documents them.
     """
     given = {name: as_array(w, name) for name, w in (("a", a), ("b", b)) if w is not None}
+    geometry = geometry.beside(given)
     xp = common_namespace({**given, **geometry.arrays})
     dtype = xp.result_type(*given.values(), geometry.dtype)
     single = dtype == xp.float32
@@ -193,7 +194,8 @@ def make_problem(
 def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tuple[int, int]) -> tuple[Array, float]:
     """Return the weights, scaled to sum 1, and their sum."""
     if len(given.shape) != 1:
-        msg = f"{name} must be one-dimensional, got shape {tuple(given.shape)}"
+        hint = f": ravel it, as an image beside a Grid ({name}.ravel(), C order)" if len(given.shape) > 1 else ""
+        msg = f"{name} must be one-dimensional, got shape {tuple(given.shape)}{hint}"
         raise ValueError(msg)
     if given.shape[0] != size:
         msg = f"{name} has {given.shape[0]} weights, but C has shape {shape}: a needs one a row, b one a column; None is uniform"

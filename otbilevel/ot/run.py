@@ -8,6 +8,8 @@ from functools import partial
 
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
+from otbilevel.ot.grid import Grid
+from otbilevel.ot.grid_plan import GridPlan
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.problem import OTProblem
@@ -42,6 +44,8 @@ class Run:
         room = problem.room or Room()
         if isinstance(geometry, PointCloud):
             return point_plan(problem, geometry, self.work, room, single=single, memory=self.memory)
+        if isinstance(geometry, Grid):
+            return GridPlan(geometry, problem.a, self.work, problem.marginals)
         return room.plan(geometry, problem.a, self.work, single=single, marginals=problem.marginals)
 
     def first_potential(self) -> Array:

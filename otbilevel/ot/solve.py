@@ -42,8 +42,8 @@ def solve_ot(
         Non-negative weights of equal mass; None for uniform ones, of the other side's mass (1 if both are None). A relative
         difference of mass up to 1e-6 (float32: 1e-4) is rescaled.
     C : (n, m) array_like or geometry
-        Costs, or a `PointCloud` or `DenseCost`. +inf forbids a pair. All arrays come from one library and live on one device,
-        and so does the result.
+        Costs, or a `PointCloud`, `Grid` or `DenseCost`. +inf forbids a pair. All arrays come from one library and live on one
+        device, and so does the result.
     reg : float, optional
         Regularisation > 0, in units of the cost; by default 1e-3 times the range of C (largest minus smallest finite cost).
         Transport without it is ``method="exact"``, which takes none: 0 is refused.

@@ -7,6 +7,8 @@ from functools import cached_property
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.grid import Grid
+from otbilevel.ot.grid_certificates import rounded_cost
 from otbilevel.ot.kernels import aprox
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.marginals import Marginals
@@ -73,25 +75,29 @@ class UnbalancedPlan(EntropicPlan):
         f, g = self.unit_potentials
         return p.mass * (m.rows.dual(f, p.a) + m.columns.dual(g, p.b) - p.reg * self._excess)
 
+    _rounded = None  # that of fixed marginals
+
     @cached_property
     def rounding(self) -> Rounding | None:
-        """Scale down what holds more than it may, then fill up a side that is fixed; None where the other has no room."""
+        """Scale what is fixed to its weights, and down what holds more than it may.
+
+        Where one side is fixed and the other may not grow, the fixed one is then filled up; None if there is no room for that.
+        """
         p, m, xp = self.problem, self._marginals, self.problem.xp
-        x = _shrunk(m.rows, p.a, self.row_sums)
-        y = _shrunk(m.columns, p.b, self.product(x[:, None], 0)[:, 0])
+        x = _scaling(m.rows, p.a, self.row_sums)
+        y = _scaling(m.columns, p.b, self.product(x[:, None], 0)[:, 0])
+        if m.rows.takes_any or m.columns.takes_any:
+            return RankOne(x, y, xp.zeros_like(p.a), xp.zeros_like(p.b))
         rows, columns = x * self.product(y[:, None], 1)[:, 0], y * self.product(x[:, None], 0)[:, 0]
-        u, v = _room(m.rows, p.a, rows), _room(m.columns, p.b, columns)
-        room_u, room_v = float(xp.sum(u)), float(xp.sum(v))
-        if isinstance(m.rows, Fixed):
-            needed, room = room_u, room_v
-        elif isinstance(m.columns, Fixed):
-            needed, room = room_v, room_u
-        else:
-            needed, room = 0.0, 1.0
-        if not needed <= room * (1.0 + 1e-12):
+        if isinstance(m.columns, Fixed):  # rows that were full may now hold too much
+            x = x * xp.minimum(xp.ones_like(p.a), p.a / rows)
+            rows, columns = x * self.product(y[:, None], 1)[:, 0], y * self.product(x[:, None], 0)[:, 0]
+        u, v = xp.maximum(p.a - rows, xp.zeros_like(p.a)), xp.maximum(p.b - columns, xp.zeros_like(p.b))
+        rooms = float(xp.sum(u)), float(xp.sum(v))
+        needed = rooms[0] if isinstance(m.rows, Fixed) else rooms[1] if isinstance(m.columns, Fixed) else 0.0
+        if not needed <= min(rooms) * (1.0 + 1e-12):
             return None
-        scale = needed / (room_u * room_v) if needed > 0 else 0.0
-        return RankOne(x, y, scale * u, v)
+        return RankOne(x, y, u * (needed / (rooms[0] * rooms[1]) if needed > 0 else 0.0), v)
 
     @cached_property
     def _rounded_sums(self) -> tuple[Array, Array]:
@@ -114,40 +120,50 @@ class UnbalancedPlan(EntropicPlan):
 
     def gap(self) -> float:
         """Objective at the rounded plan Q minus dual value: reg KL(Q | P) and what the penalties leave."""
-        if self.rounding is None:
+        q, p, xp = self.rounding, self.problem, self.problem.xp
+        if q is None:
             return float("inf")
-        return super().gap() + self.problem.mass * self._penalty_gaps(*self.unit_potentials)
+        penalties = p.mass * self._penalty_gaps(*self.unit_potentials)
+        assert isinstance(q, RankOne)
+        if bool(xp.any(q.u > 0)):
+            return super().gap() + penalties
+        rows, columns = self._rounded_sums  # of diag(x) P diag(y), whose divergence needs no pass
+        divergence = float(xp.sum(rows * _log(q.x))) + float(xp.sum(columns * _log(q.y)))
+        divergence += float(xp.sum(self.row_sums)) - float(xp.sum(rows))
+        return p.mass * p.reg * max(divergence, 0.0) + penalties
 
     def gap_exact(self) -> float:
         """Objective without reg KL at the rounded plan, minus its dual at c-transformed potentials; all terms are >= 0."""
-        if self.rounding is None:
+        q, p, m, xp = self.rounding, self.problem, self._marginals, self.problem.xp
+        if q is None:
             return float("inf")
-        p, m, xp, total = self.problem, self._marginals, self.problem.xp, 0.0
         g = aprox.apply(m.columns.aprox(0.0), c_transform_columns(p.geometry, self.f))
         f = aprox.apply(m.rows.aprox(0.0), c_transform_rows(p.geometry, g))
         for penalty, potential in ((m.rows, f), (m.columns, g)):
             if isinstance(penalty, Linear) and float(xp.min(potential)) <= -penalty.prices[1]:
                 return float("inf")  # clipped upwards: no longer feasible
+        assert isinstance(q, RankOne)
+        if isinstance(p.geometry, Grid):
+            rows, columns = self._rounded_sums
+            spent = rounded_cost(p, self.f, self.g, q) - float(xp.sum(rows * f)) - float(xp.sum(columns * g))
+            return p.mass * (max(spent, 0.0) + self._penalty_gaps(f, g))
+        total = 0.0
         for low, high in row_blocks(p.geometry.shape):
             slack = p.geometry.rows(low, high) - f[low:high, None] - g[None, :]
-            q = self.rounding.rows(low, high, self.rows(low, high))
-            total += float(
-                xp.sum(xp.where((q > 0) & (slack > 0), q * xp.where(q > 0, slack, xp.zeros_like(slack)), xp.zeros_like(q)))
-            )
+            part = q.rows(low, high, self.rows(low, high))
+            used = (part > 0) & (slack > 0)
+            total += float(xp.sum(xp.where(used, part * xp.where(used, slack, xp.zeros_like(slack)), xp.zeros_like(part))))
         return p.mass * (total + self._penalty_gaps(f, g))
 
 
-def _shrunk(penalty: Penalty, w: Array, r: Array) -> Array:
-    """The factors that bring the masses r down to the weights, where they must not exceed them."""
+def _scaling(penalty: Penalty, w: Array, r: Array) -> Array:
+    """The factors that bring masses r to the weights, or down to them, where the penalty asks for that."""
     xp = array_namespace(w)
     if penalty.takes_any:
         return xp.ones_like(w)
-    return xp.minimum(xp.ones_like(w), w / xp.where(r > 0, r, w))
+    factors = w / xp.where(r > 0, r, w)
+    return factors if isinstance(penalty, Fixed) else xp.minimum(xp.ones_like(w), factors)
 
 
-def _room(penalty: Penalty, w: Array, r: Array) -> Array:
-    """What the points can take in addition."""
-    xp = array_namespace(w)
-    if penalty.takes_any:
-        return w
-    return xp.maximum(w - r, xp.zeros_like(w))
+def _log(x: Array) -> Array:
+    return array_namespace(x).log(x)

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from scipy.optimize import linprog
 
-from otbilevel import ConvergenceWarning, DenseCost, PointCloud, Status, solve_ot
+from otbilevel import ConvergenceWarning, DenseCost, Grid, PointCloud, Status, solve_ot
 from otbilevel.ot import KL, AtMost, PartialMass, TotalVariation, reg_path
 from otbilevel.ot.methods import METHODS
 from otbilevel.ot.penalties import Fixed, make_penalties
@@ -395,3 +395,20 @@ def test_unequal_masses_need_a_price():
         solve_ot(A, B, C, reg=0.1, unbalanced=(None, None))
     assert make_penalties((INF, 1.0)) == (Fixed(), KL(1.0))
     assert solve_ot(A, B, DenseCost(C), reg=0.1, unbalanced=(None, 1.0)).plan.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("prices", [0.2, (None, 0.2), TotalVariation(0.1), (None, AtMost(0.05)), PartialMass(0.5)], ids=str)
+def test_grids(prices):
+    """Images with black pixels: as between the points of the grid."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((5, 4)), rng.random((5, 4))
+    a[0, 1], b[2, :2] = 0.0, 0.0
+    a, b = a.ravel() / a.sum(), 1.4 * b.ravel() / b.sum()
+    grid = Grid((5, 4))
+    result, dense = (solve_ot(a, b, cost, reg=0.01, unbalanced=prices) for cost in (grid, grid.to_dense()))
+    assert result.success
+    np.testing.assert_allclose(result.plan, dense.plan, atol=1e-8)
+    np.testing.assert_allclose(result.f, dense.f, atol=1e-7)
+    for name in ("value", "value_linear", "dual_value", "gap_exact"):
+        assert getattr(result, name) == pytest.approx(getattr(dense, name), abs=1e-8)
+    assert 0 <= result.gap <= 1e-7
