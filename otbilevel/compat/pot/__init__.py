@@ -1,7 +1,7 @@
 """POT's functions on the solvers of this library: ``from otbilevel.compat import pot as ot`` in place of ``import ot``.
 
-Signatures, meanings and what comes back are those of POT 0.9.7. What POT has and this module has not is an `AttributeError` that says so.
-POT itself is not needed.
+Signatures, meanings and what comes back are those of POT 0.9.7. What POT has and this module has not is an `AttributeError` that
+says so. POT itself is not needed.
 """
 
 from typing import NoReturn

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FUNCTIONS = {"C": "M", "max_iter": "numItermax", "tol": "stopThr"}
 """What arguments of `solve_ot` are called in POT's older functions; `ot.solve` shares all names but that of the cost."""
 SOLVE = {"C": "M"}
+SAMPLES = {"C": "the cost", "M": "the cost", "x": "X_a", "y": "X_b"}
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
 def translate(message: str, names: Mapping[str, str]) -> str:
     """A message of `solve_ot` with the names of POT's arguments."""
     message = message.replace('method="exact"', "ot.emd").replace(' use method="sns",', "")
-    return re.sub(r"\b(C|max_iter|tol)\b", lambda match: names.get(match[0], match[0]), message)
+    return re.sub(rf"\b({'|'.join(names)})\b", lambda match: names[match[0]], message)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from otbilevel.compat.pot._call import (
     log_scalings,
     potentials_of,
     run,
+    translate,
 )
 from otbilevel.ot.result import OTResult
 
@@ -59,8 +60,8 @@ def sinkhorn(
     numItermax : int
         Limit of the iterations, Sinkhorn's and Newton's together, over all levels of the regularisation.
     stopThr : float
-        Accuracy: the L1 error of both marginals together, in units of the mass. POT tests the L2 error of one marginal, which is never
-        larger: a plan that passes here passes there.
+        Accuracy: the L1 error of both marginals together, in units of the mass. POT tests the L2 error of one marginal, which is
+        never larger: a plan that passes here passes there.
     verbose : bool
         Show a progress bar on stderr.
     log : bool
@@ -77,10 +78,10 @@ def sinkhorn(
     -------
     (n, m) array, or (k,) array of losses <P, M> when b has k columns; with `log` a pair of that and a dict
         Of the library and on the device of the arguments. The dict holds ``"u"``, ``"v"`` with P = diag(u) exp(-M / reg) diag(v),
-        ``"log_u"``, ``"log_v"`` (also ``"logu"``, ``"logv"``), ``"alpha"``, ``"beta"`` (reg times these); ``"err"``, the L1 error of
-        both marginals at each iteration and, last, of the returned plan; ``"niter"`` (also ``"n_iter"``), the number of iterations;
-        ``"warning"``, None or what a solver that stopped short says; and ``"result"``, the `OTResult` with its
-        certificates. For k histograms the vectors have k columns, ``"err"`` is the worst, and ``"result"`` a list.
+        ``"log_u"``, ``"log_v"`` (also ``"logu"``, ``"logv"``), ``"alpha"``, ``"beta"`` (reg times these); ``"err"``, the L1 error
+        of both marginals at each iteration and, last, of the returned plan; ``"niter"`` (also ``"n_iter"``), the number of
+        iterations; ``"warning"``, None or what a solver that stopped short says; and ``"result"``, the `otbilevel.OTResult` with
+        its certificates. For k histograms the vectors have k columns, ``"err"`` is the worst, and ``"result"`` a list.
         For the methods that absorb, ``"warmstart"`` is (alpha, beta).
 
     Raises
@@ -95,8 +96,9 @@ def sinkhorn(
 
     Notes
     -----
-    u and v are unique up to a factor that moves from one to the other, and POT's depends on the iterations taken; here reg log(u / a)
-    and reg log(v / b) have equal means under a and b. Where exp overflows, u and v are inf, and their logarithms are good.
+    u and v are unique up to a factor that moves from one to the other, and POT's depends on the iterations taken; here reg
+    log(u / a) and reg log(v / b) have equal means under a and b. Where exp overflows, u and v are inf, and their logarithms are
+    good.
 
     Examples
     --------
@@ -177,7 +179,7 @@ def _solve(
     method = validate.choice(method.lower() if isinstance(method, str) else method, "method", METHODS)
     for name in kwargs:
         if name not in TUNING:
-            msg = f"sinkhorn() got an unexpected keyword argument {name!r}; POT's settings that are understood are {', '.join(TUNING)}"
+            msg = f"unexpected keyword argument {name!r}: of the settings of POT's algorithms, {', '.join(TUNING)} are understood"
             raise TypeError(msg)
     for name, flag in (("verbose", verbose), ("warn", warn)):
         validate.boolean(flag, name)
@@ -188,20 +190,21 @@ def _solve(
             msg = "reg must be > 0, got 0: for unregularised transport use ot.emd"
             raise ValueError(msg)
     starts = _starts(given, warmstart, strength, absorbed=method in ABSORBING)
-    results = [
-        run(
-            given,
-            column,
-            names=FUNCTIONS,
-            reg=strength,
-            max_iter=numItermax,
-            tol=stopThr,
-            init=start,
-            warn=warn,
-            verbose=verbose,
+    results = []
+    for column, start in zip(given.columns, starts, strict=True):  # no comprehension: a frame more would misplace the warning
+        results.append(
+            run(
+                given,
+                column,
+                names=FUNCTIONS,
+                reg=strength,
+                max_iter=numItermax,
+                tol=stopThr,
+                init=start,
+                warn=warn,
+                verbose=verbose,
+            )
         )
-        for column, start in zip(given.columns, starts, strict=True)
-    ]
     return given, results
 
 
@@ -240,7 +243,7 @@ def _log(given: Histograms, results: list[OTResult], method: Any) -> dict[str, A
     log["alpha"], log["beta"] = (xp.astype(reg * vector, dtype) for vector in logs)
     if method.lower() in ABSORBING:
         log["warmstart"] = log["alpha"], log["beta"]
-    log["warning"] = next((result.message for result in results if not result.success), None)
+    log["warning"] = next((translate(result.message, FUNCTIONS) for result in results if not result.success), None)
     log["result"] = results if given.several else results[0]
     return log
 

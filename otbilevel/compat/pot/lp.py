@@ -7,7 +7,7 @@ from typing import Any
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel._core.result import Status
-from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, run
+from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, run, translate
 from otbilevel.ot.result import OTResult
 
 CODES = {Status.SUCCESS: 1, Status.ITERATION_LIMIT: 3}
@@ -51,7 +51,7 @@ def emd(
     (n, m) array; with `log` a pair of that and a dict
         An optimal vertex, of the library and on the device of the arguments. The dict holds ``"cost"`` <P, M>; the duals ``"u"``
         and ``"v"``; ``"warning"``, None or what went wrong; ``"result_code"``, 1 at an optimal vertex, 3 at the limit of
-        iterations, else 0; and ``"result"``, the `OTResult`.
+        iterations, else 0; and ``"result"``, the `otbilevel.OTResult`.
 
     Raises
     ------
@@ -65,8 +65,9 @@ def emd(
 
     Notes
     -----
-    The network simplex is POT's where POT is installed, and else the linear program goes to SciPy's HiGHS. Integer weights give a plan of
-    floating numbers (in POT one of integers), and costs of double precision one of double precision, whatever the weights are.
+    The network simplex is POT's where POT is installed, and else the linear program goes to SciPy's HiGHS. Integer weights give a
+    plan of floating numbers (in POT one of integers), and costs of double precision one of double precision, whatever the
+    weights are.
 
     Examples
     --------
@@ -174,7 +175,7 @@ def _log(given: Histograms, result: OTResult, like: Array) -> dict[str, Any]:
         "cost": given.scalar(result.value_linear, like),
         "u": result.f,
         "v": result.g,
-        "warning": None if result.success else result.message,
+        "warning": None if result.success else translate(result.message, FUNCTIONS),
         "result_code": CODES.get(result.status, 0),
         "result": result,
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from otbilevel._core.array import Array, device
+from otbilevel._core.array import Array
 from otbilevel.compat.pot._call import Histograms, log_scalings, log_weights
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.result import OTResult as Solution
@@ -48,7 +48,7 @@ class LazyPlan:
         if len(key) > 2 or not all(isinstance(part, (int, np.integer, slice)) for part in key):
             msg = f"a lazy plan takes at most two integers or slices, got {key!r}"
             raise TypeError(msg)
-        rows, columns = (*key, *[slice(None)] * (2 - len(key)))
+        rows, columns = key if len(key) == 2 else (key[0], slice(None))
         xp = self.geometry.xp
         i, j = (self._indices(part, size) for part, size in zip((rows, columns), self.shape, strict=True))
         if 0 in (i.shape[0], j.shape[0]):
@@ -91,7 +91,8 @@ class OTResult:
     Attributes
     ----------
     result : otbilevel.OTResult
-        What `solve_ot` found: potentials in units of the cost, the certificates, and products with the plan that need no n x m array.
+        What `solve_ot` found: potentials in units of the cost, certificates, and products with the plan that need no n x m
+        array.
     log : dict
         That of `sinkhorn`, for unregularised transport that of `emd`; for a debiased value the three results, ``"res_ab"``,
         ``"res_aa"`` and ``"res_bb"``. (POT's `solve` gives none.)
@@ -113,8 +114,8 @@ class OTResult:
     def potentials(self) -> tuple[Array, Array]:
         """Of unregularised transport the duals; else, as POT has them, log u and log v of P = diag(u) exp(-M / reg) diag(v).
 
-        So they are divided by reg and hold the weights, and are -inf where a weight is 0; `result.f` and `result.g` are the potentials
-        in units of the cost.
+        So they are divided by reg and hold the weights, and are -inf where a weight is 0; `result.f` and `result.g` are the
+        potentials in units of the cost.
         """
         if self.result.reg == 0:
             return self.result.potentials

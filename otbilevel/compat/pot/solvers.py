@@ -6,7 +6,7 @@ from typing import Any
 
 from otbilevel._core import validate
 from otbilevel.compat.pot import bregman, lp
-from otbilevel.compat.pot._call import SOLVE, Histograms, in_words_of, potentials_of, run
+from otbilevel.compat.pot._call import SAMPLES, SOLVE, Histograms, in_words_of, potentials_of, run
 from otbilevel.compat.pot.result import OTResult
 from otbilevel.compat.pot.unbalanced import require_balanced
 from otbilevel.compat.pot.utils import cost_between
@@ -73,8 +73,8 @@ def solve(
     Returns
     -------
     OTResult
-        With POT's attributes `plan`, `value`, `value_linear`, `potentials`, `potential_a`, `potential_b`, `marginals`, `marginal_a`,
-        `marginal_b`, `sparse_plan`, `lazy_plan`, `status`, `log`; and `result`, what `solve_ot` found.
+        With POT's attributes `plan`, `value`, `value_linear`, `potentials`, `potential_a`, `potential_b`, `marginals`,
+        `marginal_a`, `marginal_b`, `sparse_plan`, `lazy_plan`, `status`, `log`; and `result`, what `solve_ot` found.
 
     Raises
     ------
@@ -144,18 +144,18 @@ def solve_sample(
     a, b, reg, c, reg_type, unbalanced, unbalanced_type, n_threads, max_iter, plan_init, potentials_init, tol, verbose, grad
         As in `solve`.
     metric : str or callable
-        As in `dist`. For ``"sqeuclidean"``, ``"euclidean"``, ``"cityblock"`` and ``"cosine"`` no cost matrix is formed (unregularised
-        transport forms it).
+        As in `dist`. For ``"sqeuclidean"``, ``"euclidean"``, ``"cityblock"`` and ``"cosine"`` no cost matrix is formed
+        (unregularised transport forms it).
     lazy : bool
         Accepted: what is heavy is computed when it is read, in either case.
     batch_size : int, optional
         Accepted; passes choose the size of their blocks.
     method : {"sinkhorn", "sinkhorn_log", "mm", "lbfgsb"}, optional
-        As in `solve`. POT's other methods (``"1d"``, ``"gaussian"``, ``"lowrank"``, ``"sliced"``, ``"geomloss"`` ...) solve other problems
-        or approximate this one, and are not supported.
+        As in `solve`. POT's other methods (``"1d"``, ``"gaussian"``, ``"lowrank"``, ``"sliced"``, ``"geomloss"`` ...) solve other
+        problems or approximate this one, and are not supported.
     debias : bool
-        Whether `value` and `value_linear` become those of the Sinkhorn divergence: less the halves of those from `X_a` to itself and from
-        `X_b` to itself. ``"split"`` is not supported.
+        Whether `value` and `value_linear` become those of the Sinkhorn divergence: less the halves of those from `X_a` to itself
+        and from `X_b` to itself. ``"split"`` is not supported.
     rank, scaling, X_init, random_state, n_projections, projections
         Belong to methods that are not supported; not read.
     scaler
@@ -196,12 +196,12 @@ def solve_sample(
         msg = f"debias={debias!r} is not supported: only True, the Sinkhorn divergence, and False are"
         raise NotImplementedError(msg)
     X_a, X_b, a, b = _detached((X_a, X_b, a, b), grad)
-    names = {"x": "X_a", "y": "X_b", "C": "the cost"}
 
     def between(x: Any, y: Any, weights: tuple[Any, Any], sides: tuple[str, str], init: Any = None) -> OTResult:
-        with in_words_of(names):
-            given = Histograms.on(cost_between(x, y, metric, sides), *weights)
-        return _solve(given, reg, reg_type, max_iter, init, tol, verbose, stacklevel=6)
+        cost = cost_between(x, y, metric, sides)
+        with in_words_of(SAMPLES):
+            given = Histograms.on(cost, *weights)
+        return _solve(given, reg, reg_type, max_iter, init, tol, verbose, stacklevel=5)
 
     crossed = between(X_a, X_b, (a, b), ("X_a", "X_b"), potentials_init)
     if not validate.boolean(debias, "debias"):
@@ -219,7 +219,7 @@ def _solve(
     potentials_init: Any,
     tol: Any,
     verbose: Any,
-    stacklevel: int = 5,
+    stacklevel: int = 4,
 ) -> OTResult:
     """Solve with or without regularisation."""
     validate.boolean(verbose, "verbose")

@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, as_array, is_numpy_namespace
+from otbilevel.compat.pot._call import in_words_of
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry, check_matrix
 from otbilevel.ot.point_cloud import PointCloud
@@ -71,9 +72,11 @@ def cost_between(x: Any, y: Any, metric: Any, names: tuple[str, str]) -> Geometr
     clouds = [as_array(points, name) for points, name in zip((x, y), names, strict=True)]
     for points, name in zip(clouds, names, strict=True):
         check_matrix(points, name)
-    if isinstance(metric, str) and metric in PointCloud.COSTS:
-        return PointCloud(*clouds, cost=metric)
-    geometry = PointCloud(*clouds)  # checks that they belong together
+    known = isinstance(metric, str) and metric in PointCloud.COSTS
+    with in_words_of(dict(zip("xy", names, strict=True))):
+        geometry = PointCloud(*clouds, cost=metric if known else "sqeuclidean")  # which checks that they belong together
+    if known:
+        return geometry
     if not is_numpy_namespace(geometry.xp):
         msg = f"metric must be one of {', '.join(map(repr, PointCloud.COSTS))} for arrays that are not NumPy's, got {metric!r}"
         raise ValueError(msg)
