@@ -50,7 +50,7 @@ LIBRARIES = {
     "cupy": Place(("ot/kernels/cuda.py",), lazily=True),
     "mpi4py": Place(("parallel/",), lazily=True),
     "ot": Place(("ot/exact.py", "compat/"), lazily=True),
-    "matplotlib": Place(("plotting.py",), lazily=True),
+    "matplotlib": Place(("plotting/",), lazily=True),
     "sklearn": Place(("compat/sklearn.py", "testing/ot_problems.py"), lazily=False),
 }
 NOT_LOADED = ("torch", "cupy", "mpi4py", "ot", "matplotlib", "sklearn", "numba")
@@ -166,7 +166,7 @@ def test_imports_follow_the_floors() -> None:
         pytest.param("ot/exact.py", "from ot import emd", id="pot-not-lazy"),
         pytest.param("ot/exact.py", "try:\n    import ot\nexcept ImportError:\n    ot = None", id="pot-in-a-try"),
         pytest.param("ot/exact.py", "class A:\n    import ot", id="pot-in-a-class-body"),
-        pytest.param("plotting.py", "import matplotlib.pyplot as plt", id="matplotlib-not-lazy"),
+        pytest.param("plotting/plan.py", "import matplotlib.pyplot as plt", id="matplotlib-not-lazy"),
         pytest.param("linalg/cg.py", "def f():\n    from mpi4py import MPI", id="mpi-elsewhere"),
         pytest.param("compat/pot/lp.py", "from sklearn.base import BaseEstimator", id="sklearn-elsewhere"),
     ],
