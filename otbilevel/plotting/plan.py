@@ -173,12 +173,12 @@ def _draw_lines(ax: Any, matrix: sparse.coo_array, x: np.ndarray, y: np.ndarray,
     from matplotlib.collections import LineCollection  # noqa: PLC0415 -- an optional dependency
 
     chosen, weights, label = _choose_pairs(matrix, share, max_lines)
-    crowd = min(1.0, (300 / len(chosen)) ** 0.5)  # many lines must be thin and pale, or they blacken the picture
+    crowd = min(1.0, (200 / len(chosen)) ** 0.8)  # many lines must be thin and pale, or they blacken the picture
     lines = LineCollection(
         list(np.stack([x[matrix.row[chosen]], y[matrix.col[chosen]]], axis=1)),
         colors=INK,
         linewidths=(0.3 + 1.2 * weights) * (0.4 + 0.6 * crowd),
-        alpha=np.clip((0.1 + 0.8 * weights) * (0.25 + 0.75 * crowd), 0, 1),
+        alpha=np.clip((0.1 + 0.8 * weights) * crowd, 0.02, 1),
         zorder=1,
         label=label,
     )
