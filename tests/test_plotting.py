@@ -110,6 +110,8 @@ def test_points_on_a_line_are_a_joint_distribution():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("source", "target")
     many = plot_plan(np.ones((500, 2)) / 1000, rng.normal(size=500), [0.0, 1.0])
     assert np.asarray(many.collections[0].get_array()).shape == (2, 100)
+    grid = plot_plan(np.full((500, 1), 1 / 500), np.arange(500.0), [0.0])
+    assert_allclose(grid.collections[0].get_array(), 1 / 500)
     one = plot_plan([[1.0]], [3.0], [4.0])
     assert np.asarray(one.collections[0].get_array()).shape == (1, 1)
 

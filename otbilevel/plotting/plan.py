@@ -130,14 +130,19 @@ def _draw_joint(ax: Any, matrix: sparse.coo_array, x: np.ndarray, y: np.ndarray)
 
 
 def _edges(points: np.ndarray) -> np.ndarray:
-    """Borders of cells around points on a line: half-way between neighbours, or equally spaced where there are many."""
+    """Borders of cells around points on a line: half-way between neighbours, or of more than one where they are many."""
     places = np.unique(points)
     if len(places) == 1:
         return np.array([places[0] - 0.5, places[0] + 0.5])
-    if len(places) > CELLS // 2:
-        return np.linspace(places[0], places[-1], CELLS // 2 + 1)
-    middles = (places[:-1] + places[1:]) / 2
-    return np.concatenate([[2 * places[0] - middles[0]], middles, [2 * places[-1] - middles[-1]]])
+    steps = np.diff(places)
+    middles = places[:-1] + steps / 2
+    borders = np.concatenate([[places[0] - steps[0] / 2], middles, [places[-1] + steps[-1] / 2]])
+    if len(places) <= CELLS:
+        return borders
+    if steps.max() > 2 * steps.min():
+        return np.linspace(borders[0], borders[-1], CELLS // 2 + 1)
+    count = -(-len(places) // CELLS)  # of a grid every cell must hold as many points, or stripes appear
+    return np.append(borders[:-1:count], borders[-1])
 
 
 def _draw_density(
