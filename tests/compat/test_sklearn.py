@@ -43,6 +43,19 @@ def test_the_map_is_the_formula(metric):
     assert_allclose(transport.inverse_transform(Y), weights @ X, atol=1e-7)
 
 
+@pytest.mark.parametrize("norm", [None, "max"])
+def test_the_map_is_that_of_pot(norm):
+    da = pytest.importorskip("ot.da")
+    X, Y = clouds()
+    reg = 0.5 if norm is None else 0.02
+    theirs = da.SinkhornTransport(reg_e=reg, norm=norm, max_iter=100_000, tol=1e-12).fit(Xs=X, Xt=Y)
+    ours = EntropicTransport(Y, reg=reg, norm=norm).fit(X)
+    new = np.random.default_rng(1).normal(size=(17, 2))
+    assert_allclose(ours.transform(X), theirs.transform(Xs=X), atol=1e-7)
+    assert_allclose(ours.transform(new), theirs.transform(Xs=new), atol=1e-7)
+    assert_allclose(ours.inverse_transform(new + 3.0), theirs.inverse_transform(Xt=new + 3.0), atol=1e-7)
+
+
 def test_on_the_sample_it_is_the_barycentric_projection():
     X, Y = clouds()
     transport = EntropicTransport().fit(X, Y)
