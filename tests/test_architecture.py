@@ -50,9 +50,10 @@ LIBRARIES = {
     "cupy": Place(("ot/kernels/cuda.py",), lazily=True),
     "mpi4py": Place(("parallel/",), lazily=True),
     "ot": Place(("ot/exact.py", "compat/"), lazily=True),
-    "matplotlib": Place(("plotting.py",), lazily=True),
+    "matplotlib": Place(("plotting/",), lazily=True),
+    "sklearn": Place(("compat/sklearn.py", "testing/ot_problems.py"), lazily=False),
 }
-NOT_LOADED = ("torch", "cupy", "mpi4py", "ot", "matplotlib", "numba")
+NOT_LOADED = ("torch", "cupy", "mpi4py", "ot", "matplotlib", "sklearn", "numba")
 """What ``import otbilevel`` must not bring in: all that is optional, and the compiler, which takes a while."""
 
 
@@ -165,8 +166,9 @@ def test_imports_follow_the_floors() -> None:
         pytest.param("ot/exact.py", "from ot import emd", id="pot-not-lazy"),
         pytest.param("ot/exact.py", "try:\n    import ot\nexcept ImportError:\n    ot = None", id="pot-in-a-try"),
         pytest.param("ot/exact.py", "class A:\n    import ot", id="pot-in-a-class-body"),
-        pytest.param("plotting.py", "import matplotlib.pyplot as plt", id="matplotlib-not-lazy"),
+        pytest.param("plotting/plan.py", "import matplotlib.pyplot as plt", id="matplotlib-not-lazy"),
         pytest.param("linalg/cg.py", "def f():\n    from mpi4py import MPI", id="mpi-elsewhere"),
+        pytest.param("compat/pot/lp.py", "from sklearn.base import BaseEstimator", id="sklearn-elsewhere"),
     ],
 )
 def test_the_check_sees_a_violation(file: str, source: str) -> None:
@@ -221,17 +223,22 @@ def test_the_top_holds_the_public_names_and_nothing_else() -> None:
     assert sorted(set(otbilevel.__all__)) == sorted(otbilevel.__all__)
 
 
+ADAPTERS = ("otbilevel.compat.pot", "otbilevel.compat.sklearn")
+"""Modules below a room that users import from, too."""
+
+
 def public_modules() -> list[str]:
     """The rooms that a user may import from."""
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files()} - {"__init__"}
-    return ["otbilevel", *(f"otbilevel.{room}" for room in sorted(rooms) if not room.startswith("_"))]
+    return ["otbilevel", *(f"otbilevel.{room}" for room in sorted(rooms) if not room.startswith("_")), *ADAPTERS]
 
 
 def public_objects() -> list[tuple[str, object]]:
     pairs = []
     for name in public_modules():
-        if name == "otbilevel.pytorch":
-            pytest.importorskip("torch")
+        library = {"otbilevel.pytorch": "torch", "otbilevel.compat.sklearn": "sklearn"}.get(name)
+        if library:
+            pytest.importorskip(library)
         module = importlib.import_module(name)
         pairs += [(f"{name}.{item}", getattr(module, item)) for item in module.__all__]
     return pairs
