@@ -1,5 +1,7 @@
 """Optimal transport: geometry -> problem -> method -> result."""
 
+from otbilevel.ot.batch import solve_ot_batch
+from otbilevel.ot.batch_result import OTBatchResult
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.grid import Grid
 from otbilevel.ot.partial_mass import PartialMass
@@ -9,4 +11,17 @@ from otbilevel.ot.reg_path import reg_path
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
 
-__all__ = ["KL", "AtMost", "DenseCost", "Grid", "OTResult", "PartialMass", "PointCloud", "TotalVariation", "reg_path", "solve_ot"]
+__all__ = [
+    "KL",
+    "AtMost",
+    "DenseCost",
+    "Grid",
+    "OTBatchResult",
+    "OTResult",
+    "PartialMass",
+    "PointCloud",
+    "TotalVariation",
+    "reg_path",
+    "solve_ot",
+    "solve_ot_batch",
+]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 vector_kernels = vectors
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
-solve_laplacian = None
+solve_laplacian = solve_batch = None
 _BLOCK_ENTRIES = 2**19
 
 
