@@ -38,8 +38,8 @@ class Stack:
         Costs, in the user's dtype.
     reg, mass : (B,) float64 arrays
         Regularisation, and the mass of the user's weights.
-    top : (B,) float64 array
-        Where a path in reg begins.
+    top, range : (B,) float64 arrays
+        Where a path in reg begins, and the range of the costs.
     tol : float
         Marginal error.
     dtype
@@ -52,6 +52,7 @@ class Stack:
     reg: Array
     mass: Array
     top: Array
+    range: Array
     tol: float
     dtype: Any
 
@@ -140,7 +141,7 @@ def solve_ot_batch(
     f, g, counts, figures = solver.solve_batch(
         cost, stack.a, stack.b, stack.reg, stack.top, stack.tol, limit, first, warm=start is not None
     )
-    result = OTBatchResult.of(stack, f, g, to_numpy(counts), to_numpy(figures), limit)
+    result = OTBatchResult.of(stack, f, g, counts, figures, limit)
     return report(result, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
 
 
@@ -169,12 +170,13 @@ def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N
     single = dtype == xp.float32
     mass = _common_masses(xp, masses["a"], masses["b"], MASSES[single], count, device(C))
     strength = _strengths(xp, reg, low, high, count, device(C))
-    top = (high - low) / 8.0
+    spread = xp.broadcast_to(high - low, (count,))
+    top = spread / 8.0
     power = xp.round(xp.log2(xp.maximum(top / strength, xp.ones_like(strength))))
     top = xp.where(top > 2.0 * strength, strength * 2.0**power, strength)
     target = tolerance(tol)
     stack = Stack(
-        weights["a"], weights["b"], C, strength, mass, top, (1e-5 if single else 1e-9) if target is None else target, dtype
+        weights["a"], weights["b"], C, strength, mass, top, spread, (1e-5 if single else 1e-9) if target is None else target, dtype
     )
     _require_feasible(stack)
     return stack
@@ -301,12 +303,12 @@ def common_like(x: Array, like: Array) -> bool:
 def _require_feasible(stack: Stack) -> None:
     """Let `solve_ot`'s check look at problems with forbidden pairs."""
     xp = stack.xp
-    forbids = to_numpy(xp.any(math.inf == stack.C, axis=(1, 2)))
-    if not forbids.any():
+    forbids = xp.any(math.inf == stack.C, axis=(1, 2))
+    if not bool(xp.any(forbids)):
         return
     for k in range(stack.a.shape[0]):
         shared = stack.C.shape[0] == 1
-        if forbids[0 if shared else k]:
+        if bool(forbids[0 if shared else k]):
             try:
                 make_problem(stack.a[k, :], stack.b[k, :], DenseCost(stack.C[0 if shared else k, :, :]), reg=1.0, tol=None)
             except ValueError as error:

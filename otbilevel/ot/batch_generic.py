@@ -14,6 +14,8 @@ from otbilevel._core.result import Status
 PASSES, LAST_PASSES = 8, 20
 MAX_STEPS = 60
 CLIP = 6.0
+HARD_ERROR = 5e-3
+"""Error from which a level of the path needs no Newton step."""
 SHORTEST = 2.0**-6
 RIDGE = 1e-11
 """Added to the diagonal of L, relative to it: columns that are hardly tied to others make it singular in rounding."""
@@ -104,30 +106,25 @@ def solve_batch(
 
 
 def _follow_path(stack: _Stack, reg: Array, top: Array, g: Array) -> tuple[Array, int, int]:
-    """Lower reg by factors of 2; all problems arrive together."""
+    """Lower reg by factors of 2; all problems arrive together. Between levels g is extrapolated linearly in reg."""
     xp, nit, steps = stack.xp, 0, 0
-    levels = int(xp.max(xp.round(xp.log2(top / reg))))
-    previous = None
-    for level in range(levels, -1, -1):
+    carries = stack.b > 0
+    known, above = xp.zeros_like(g), xp.full_like(reg, float("inf"))  # g and reg of the level above
+    for level in range(int(xp.max(xp.round(xp.log2(top / reg)))), -1, -1):
         strength = xp.minimum(reg * 2.0**level, xp.maximum(top, reg))
-        start = g
-        if previous is not None:
-            change = strength - previous[1]
-            before = previous[2] if previous[2] is not None else previous[1]
-            moved = xp.abs(previous[1] - before) > 0
-            slope = xp.where(moved, change / xp.where(moved, previous[1] - before, xp.ones_like(change)), xp.zeros_like(change))
-            finite = xp.isfinite(g) & xp.isfinite(previous[0])
-            start = g + xp.where(finite, slope[:, None] * (xp.where(finite, g - previous[0], xp.zeros_like(g))), xp.zeros_like(g))
-        stack.sweep(start, strength)
+        stack.sweep(g, strength)
         for _ in range(PASSES if level else LAST_PASSES):
             stack.sweep(stack.g + strength[:, None] * stack.half_step(), strength)
         nit += PASSES if level else LAST_PASSES
-        if level:
-            _newton_step(stack, strength, done=stack.errors() < 5e-3)
-            _newton_step(stack, strength, done=stack.errors() < 5e-3)
-            nit, steps = nit + 2, steps + 2
-        previous = g, strength, None if previous is None else previous[1]
-        g = stack.g
+        for _ in range(2 if level else 0):
+            _newton_step(stack, strength, done=stack.errors() < HARD_ERROR)
+            nit, steps = nit + 1, steps + 1
+        here = xp.where(carries, stack.g, xp.zeros_like(g))
+        lower = xp.minimum(reg * 2.0 ** (level - 1), xp.maximum(top, reg))
+        usable = xp.isfinite(above) & (above > strength)
+        slope = xp.where(usable, (lower - strength) / xp.where(usable, strength - above, xp.ones_like(above)), xp.zeros_like(above))
+        g = xp.where(carries, here + (slope[:, None] * (here - known) if level else 0.0), stack.g)
+        known, above = here, strength
     return g, nit, steps
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, device
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import Result, Status
 from otbilevel.ot.call import Call
 from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import OTProblem, make_problem
 from otbilevel.ot.result import OTResult, entropic_result
 from otbilevel.ot.row_plan import Work
@@ -41,15 +43,15 @@ class OTBatchResult(Result):
         Regularisation in use.
     value, value_linear, dual_value : (B,) arrays
         <P, C> + reg KL(P | a b^T); <P, C>; and the dual objective.
-    marginal_error : (B,) ndarray
+    marginal_error : (B,) array
         (||P 1 - a||_1 + ||P' 1 - b||_1) / mass, from a sweep over the plan in full precision.
-    nit, nit_newton : (B,) ndarray
+    nit, nit_newton : (B,) arrays
         Iterations, and Newton steps among them.
-    converged : (B,) ndarray of bool
+    converged : (B,) array of bool
         Which problems meet the tolerance.
     success : bool
         Whether all do.
-    statuses : (B,) ndarray
+    statuses : (B,) array
         The `Status` of each problem.
     status, message
         Of the first that does not, and what it means.
@@ -57,46 +59,45 @@ class OTBatchResult(Result):
         How many problems stalled in the batch and were solved again by `solve_ot`.
     """
 
-    marginal_error: np.ndarray
-    nit: np.ndarray
-    nit_newton: np.ndarray
-    converged: np.ndarray
+    marginal_error: Array
+    nit: Array
+    nit_newton: Array
+    converged: Array
     success: bool
-    statuses: np.ndarray
+    statuses: Array
     n_single: int
     status: Status
     message: str
     double_potentials: tuple[Array, Array]
-    _figures: np.ndarray
+    _figures: Array
     _stack: Stack
     _summary = ("message", "status", "n_single", "marginal_error", "nit", "f", "g")
 
     @classmethod
-    def of(cls, stack: Stack, f: Array, g: Array, counts: np.ndarray, figures: np.ndarray, max_iter: int) -> OTBatchResult:
+    def of(cls, stack: Stack, f: Array, g: Array, counts: Array, figures: Array, max_iter: int) -> OTBatchResult:
         """From what a solver returns: potentials (g with log b in it), counts and figures, see `kernels.cpu.batch`."""
-        stalled = np.flatnonzero(counts[:, 0] == Status.STALLED)
+        xp, stalled = stack.xp, _places(stack.xp, counts[:, 0] == int(Status.STALLED))
         for k in stalled:
-            f, g = _solve_again(stack, f, g, counts, figures, int(k), max_iter)
-        statuses = counts[:, 0].copy()
-        converged = statuses == Status.SUCCESS
-        status = Status.SUCCESS if converged.all() else Status(int(statuses[~converged][0]))
+            f, g, counts, figures = _solve_again(stack, (f, g, counts, figures), k, max_iter)
+        converged = counts[:, 0] == int(Status.SUCCESS)
+        short = _places(xp, ~converged)
         return cls(
             marginal_error=figures[:, 0],
             nit=counts[:, 1],
             nit_newton=counts[:, 2],
             converged=converged,
-            success=bool(converged.all()),
-            statuses=statuses,
+            success=not short,
+            statuses=counts[:, 0],
             n_single=len(stalled),
-            status=status,
-            message=_message(converged, figures[:, 0], stack.tol),
+            status=Status(int(counts[short[0], 0])) if short else Status.SUCCESS,
+            message=_message(short, f.shape[0], float(xp.max(figures[:, 0])), stack.tol),
             double_potentials=_public(stack, f, g),
             _figures=figures,
             _stack=stack,
         )
 
     def __len__(self) -> int:
-        return len(self.nit)
+        return int(self.nit.shape[0])
 
     def __getitem__(self, k: int) -> OTResult:
         """The result of problem k, as `solve_ot` gives it, with all that hangs on it."""
@@ -143,50 +144,44 @@ class OTBatchResult(Result):
     @cached_property
     def value_linear(self) -> Array:
         """<P, C>, shape (B,)."""
-        return self._native(self._mass * self._figures[:, 1])
+        return self._stack.mass * self._figures[:, 1]
 
     @cached_property
     def value(self) -> Array:
         """<P, C> + reg KL(P | a b^T), shape (B,)."""
-        mass, reg, (entropy, excess) = self._mass, self._reg, self._entropy
-        constant = mass - 1.0 - np.log(mass) * (1.0 + excess)
-        return self._native(mass * (self._figures[:, 1] + entropy) + reg * mass * constant)
+        mass, reg, (entropy, excess) = self._stack.mass, self._stack.reg, self._entropy
+        constant = mass - 1.0 - self._stack.xp.log(mass) * (1.0 + excess)
+        return mass * (self._figures[:, 1] + entropy) + reg * mass * constant
 
     @cached_property
     def dual_value(self) -> Array:
         """The dual objective, shape (B,)."""
-        s, xp, mass, reg = self._stack, self._stack.xp, self._mass, self._reg
-        f, g = self.double_potentials
-        unit = np.array([float(v) for v in (xp.sum(s.a * f, axis=1) + xp.sum(s.b * g, axis=1))])
-        return self._native(
-            mass * (unit + reg * np.log(mass)) - reg * mass * self._entropy[1] + reg * mass * (mass - 1 - np.log(mass))
-        )
+        s, xp, (f, g) = self._stack, self._stack.xp, self.double_potentials
+        potentials = xp.sum(s.a * f, axis=1) + xp.sum(s.b * g, axis=1)
+        return s.mass * potentials - s.reg * s.mass * (1.0 + self._entropy[1] - s.mass)
 
     @cached_property
-    def _entropy(self) -> tuple[np.ndarray, np.ndarray]:
+    def _entropy(self) -> tuple[Array, Array]:
         """reg KL(P | a b^T) and sum P - sum a b^T for unit mass, as `EntropicPlan` has them."""
-        reg, (_, linear, potential, excess) = self._reg, self._figures.T
-        entropy = potential - linear - reg * excess
-        excess = excess.copy()
-        for k in np.flatnonzero(reg > LARGE_REG * 8.0 * self._numbers(self._stack.top)):
-            entropy[k], excess[k] = self[int(k)]._plan._entropy  # type: ignore[attr-defined]
+        xp, reg, figures = self._stack.xp, self._stack.reg, self._figures
+        excess = figures[:, 3]
+        entropy = figures[:, 2] - figures[:, 1] - reg * excess
+        for k in _places(xp, reg > LARGE_REG * self._stack.range):
+            plan = self[k]._plan
+            assert isinstance(plan, EntropicPlan)
+            pick = _pick(xp, reg, k)
+            entropy, excess = (xp.where(pick, new, old) for new, old in zip(plan._entropy, (entropy, excess), strict=True))
         return entropy, excess
 
-    @property
-    def _mass(self) -> np.ndarray:
-        return self._numbers(self._stack.mass)
 
-    @property
-    def _reg(self) -> np.ndarray:
-        return self._numbers(self._stack.reg)
+def _places(xp: ModuleType, mask: Array) -> list[int]:
+    """Where a mask (B,) is true; a look at every problem only if it is somewhere."""
+    return [k for k in range(mask.shape[0]) if bool(mask[k])] if bool(xp.any(mask)) else []
 
-    @staticmethod
-    def _numbers(x: Array) -> np.ndarray:
-        return np.array([float(v) for v in x])
 
-    def _native(self, values: np.ndarray) -> Array:
-        s = self._stack
-        return s.xp.asarray(values, dtype=s.xp.float64, device=s.reg.device)
+def _pick(xp: ModuleType, like: Array, k: int) -> Array:
+    """The mask (B,) of problem k."""
+    return xp.arange(like.shape[0], device=device(like)) == k
 
 
 def _public(stack: Stack, f: Array, g: Array) -> tuple[Array, Array]:
@@ -224,35 +219,38 @@ def _problem(stack: Stack, k: int) -> OTProblem:
     return replace(problem, dtype=stack.dtype, mass=mass)
 
 
-def _solve_again(
-    stack: Stack, f: Array, g: Array, counts: np.ndarray, figures: np.ndarray, k: int, max_iter: int
-) -> tuple[Array, Array]:
-    """Let `solve_ot` have problem k; counts and figures are overwritten."""
+def _solve_again(stack: Stack, state: tuple[Array, ...], k: int, max_iter: int) -> tuple[Array, ...]:
+    """Let `solve_ot` have problem k: f, g, counts and figures with what it found."""
     xp, problem = stack.xp, _problem(stack, k)
+    f, _, counts, figures = state
     call = Call.of("sns", max_iter=max_iter, callback=None, progress=False, options=None, raise_on_failure=False)
     result = call.solve(problem, "solve_ot_batch")
     plan = result._plan
-    own_f, own_g = plan.f, plan.g
-    counts[k] = result.status, counts[k, 1] + result.nit, counts[k, 2] + result.nit_newton
-    potential = float(xp.sum(own_f * plan.row_sums)) + float(xp.sum((own_g - problem.reg * xp.log(problem.b)) * plan.column_sums))
-    figures[k] = result.marginal_error, plan.linear, potential, float(xp.sum(plan.row_sums)) - 1.0  # type: ignore[attr-defined]
-    rows = plan.double_potentials()[0]  # at zero weights: their soft minima, of the same constant once that is moved
-    half = 0.5 * problem.reg * math.log(problem.mass)
-    drift = float(xp.sum(problem.a * (own_f - problem.sources.restrict(rows) - half)))
-    new_f = rows + half + drift
-    empty = xp.full((problem.whole.shape[1] - own_g.shape[0],), -math.inf, dtype=xp.float64, device=own_g.device)
-    new_g = problem.targets.merge(own_g, empty)
-    pick = xp.arange(f.shape[0], device=f.device)[:, None] == k
-    return xp.where(pick, new_f[None, :], f), xp.where(pick, new_g[None, :], g)
+    assert isinstance(plan, EntropicPlan)
+    potential = float(xp.sum(plan.f * plan.row_sums))
+    potential += float(xp.sum((plan.g - problem.reg * xp.log(problem.b)) * plan.column_sums))
+    found = [result.marginal_error, plan.linear, potential, float(xp.sum(plan.row_sums)) - 1.0]
+    numbers = [int(result.status), int(counts[k, 1]) + result.nit, int(counts[k, 2]) + result.nit_newton]
+    # Rows of zero weight get their soft minima, moved by the constant that the public potentials differ by.
+    rows = plan.double_potentials()[0]
+    rows = rows + float(xp.sum(problem.a * (plan.f - problem.sources.restrict(rows))))
+    empty = xp.full((problem.whole.shape[1] - plan.g.shape[0],), -math.inf, dtype=xp.float64, device=device(plan.g))
+    columns = problem.targets.merge(plan.g, empty)
+    new = (
+        rows,
+        columns,
+        xp.asarray(numbers, dtype=counts.dtype, device=device(counts)),
+        xp.asarray(found, dtype=figures.dtype, device=device(figures)),
+    )
+    pick = _pick(xp, f, k)[:, None]
+    return tuple(xp.where(pick, one[None, :], old) for one, old in zip(new, state, strict=True))
 
 
-def _message(converged: np.ndarray, errors: np.ndarray, tol: float) -> str:
-    if converged.all():
-        return f"converged: all {len(converged)} problems have a marginal error <= tol = {tol:.2g}"
-    short = np.flatnonzero(~converged)
+def _message(short: list[int], count: int, worst: float, tol: float) -> str:
+    if not short:
+        return f"converged: all {count} problems have a marginal error <= tol = {tol:.2g}"
     named = ", ".join(map(str, short[:NAMED])) + (", ..." if len(short) > NAMED else "")
-    worst = float(np.max(errors[short]))
     return (
-        f"not converged: {len(short)} of {len(converged)} problems ({named}) have a marginal error up to {worst:.2g} > tol = {tol:.2g}; "
+        f"not converged: {len(short)} of {count} problems ({named}) have a marginal error up to {worst:.2g} > tol = {tol:.2g}; "
         "`statuses` says why: raise max_iter, tol or reg"
     )
