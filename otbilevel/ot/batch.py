@@ -326,7 +326,7 @@ def _start(init: Any, stack: Stack) -> Array:
     """The potentials of the columns that the user starts from, with log b in them."""
     xp = stack.xp
     if isinstance(init, OTBatchResult):
-        g = init.double_potentials[1]
+        g = init._potentials[1]
     elif isinstance(init, (tuple, list)) and len(init) == 2:
         g = as_array(init[1], "init[1]")
         common_namespace({"init[1]": g, "C": stack.C})

@@ -68,7 +68,7 @@ class OTBatchResult(Result):
     n_single: int
     status: Status
     message: str
-    double_potentials: tuple[Array, Array]
+    _potentials: tuple[Array, Array]
     _figures: Array
     _stack: Stack
     _summary = ("message", "status", "n_single", "marginal_error", "nit", "f", "g")
@@ -91,7 +91,7 @@ class OTBatchResult(Result):
             n_single=len(stalled),
             status=Status(int(counts[short[0], 0])) if short else Status.SUCCESS,
             message=_message(short, f.shape[0], float(xp.max(figures[:, 0])), stack.tol),
-            double_potentials=_public(stack, f, g),
+            _potentials=_public(stack, f, g),
             _figures=figures,
             _stack=stack,
         )
@@ -109,7 +109,7 @@ class OTBatchResult(Result):
             raise IndexError(msg)
         k = int(k) % len(self)
         problem = _problem(self._stack, k)
-        f, g = (v[k, :] for v in self.double_potentials)
+        f, g = (v[k, :] for v in self._potentials)
         xp, half = problem.xp, 0.5 * float(self._stack.reg[k]) * math.log(problem.mass)
         f, g = problem.sources.restrict(f) + half, problem.targets.restrict(g) + half + problem.reg * xp.log(problem.b)
         monitor = Monitor(max_iter=max(1, int(self.nit[k])))
@@ -121,12 +121,12 @@ class OTBatchResult(Result):
     @property
     def f(self) -> Array:
         """Row potentials, shape (B, n)."""
-        return self._stack.xp.astype(self.double_potentials[0], self._stack.dtype)
+        return self._stack.xp.astype(self._potentials[0], self._stack.dtype)
 
     @property
     def g(self) -> Array:
         """Column potentials, shape (B, m)."""
-        return self._stack.xp.astype(self.double_potentials[1], self._stack.dtype)
+        return self._stack.xp.astype(self._potentials[1], self._stack.dtype)
 
     @property
     def reg(self) -> Array:
@@ -136,7 +136,7 @@ class OTBatchResult(Result):
     @cached_property
     def plan(self) -> Array:
         """The plans, shape (B, n, m). O(B n m) time and memory."""
-        s, xp, (f, g) = self._stack, self._stack.xp, self.double_potentials
+        s, xp, (f, g) = self._stack, self._stack.xp, self._potentials
         weights = (s.mass[:, None] * s.a)[:, :, None] * (s.mass[:, None] * s.b)[:, None, :]
         exponents = (f[:, :, None] + g[:, None, :] - xp.astype(s.C, xp.float64)) / s.reg[:, None, None]
         return xp.astype(weights * xp.exp(exponents), s.dtype)
@@ -156,7 +156,7 @@ class OTBatchResult(Result):
     @cached_property
     def dual_value(self) -> Array:
         """The dual objective, shape (B,)."""
-        s, xp, (f, g) = self._stack, self._stack.xp, self.double_potentials
+        s, xp, (f, g) = self._stack, self._stack.xp, self._potentials
         potentials = xp.sum(s.a * f, axis=1) + xp.sum(s.b * g, axis=1)
         return s.mass * potentials - s.reg * s.mass * (1.0 + self._entropy[1] - s.mass)
 
