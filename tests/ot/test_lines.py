@@ -10,7 +10,8 @@ from otbilevel.ot.kernels.lines import AxisCost, BlockedLines, PlainLines, line_
 from otbilevel.ot.row_plan import Work
 
 REGS = [10.0, 1e-1, 1e-2, 1e-3, 2e-4]
-SIZES = [(40, 33), (33, 40), (64, 64), (1, 5), (50, 1)]
+SIZES = [(40, 33, 7), (33, 40, 7), (64, 64, 7), (1, 5, 7), (50, 1, 2), (200, 150, 41)]
+"""Of an axis, n and m, and its lines; the products of the last are made in two groups of 21 lines, one of them filled up."""
 
 
 def axis_cost(n, m, power=2.0):
@@ -44,8 +45,8 @@ def entries(axis, u, reg):
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize("plain", [True, False])
 def test_line_kernels(shape, reg, power, plain):
-    n, m = shape
-    axis, u = axis_cost(n, m, power), exponents(7, m, reg)
+    n, m, lines = shape
+    axis, u = axis_cost(n, m, power), exponents(lines, m, reg)
     if plain:
         kernel = PlainLines(axis, u, reg)
     else:
@@ -53,7 +54,7 @@ def test_line_kernels(shape, reg, power, plain):
         assert isinstance(kernel, BlockedLines) or reg < 1e-3
     t, log_sums = entries(axis, u, reg)
     rng = np.random.default_rng(1)
-    x, y = rng.standard_normal((7, m)), rng.standard_normal((n, 7))
+    x, y = rng.standard_normal((lines, m)), rng.standard_normal((n, lines))
     size = 1e-14 * (1.0 + np.abs(log_sums[np.isfinite(log_sums)]).max())
     np.testing.assert_allclose(kernel.log_sums, log_sums, rtol=1e-12, atol=size)
     np.testing.assert_allclose(kernel.times(x), np.einsum("lij,lj->il", t, x), atol=10 * size)

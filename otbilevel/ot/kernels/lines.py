@@ -22,6 +22,11 @@ NEGLIGIBLE = 2.0 * LARGEST_RESIDUAL + 50.0
 """Factors below exp(-this) times their largest matter less than rounding: they become zeros, and products stay normal numbers."""
 NARROWEST = 4
 """Width from which on blocks save time."""
+WIDEST, LONGEST_AXIS = 128, 512
+"""Width of blocks, along axes that are not longer than that: products then are small enough, see `SMALL_PRODUCT`."""
+SMALL_PRODUCT = 2**18
+"""Multiplications up to which OpenBLAS does not call its other threads. Where cores are busy with other programs, to wait for these
+at every product takes up to a hundred times as long as the product itself."""
 _BLOCK_ENTRIES = 2**19
 
 
@@ -81,7 +86,7 @@ class AxisCost:
         return self._blocks[reg]
 
     def _cut(self, reg: float) -> Blocks | None:
-        count = 1
+        count = -(-min(max(self.shape), LONGEST_AXIS) // WIDEST)
         while NARROWEST * (count - 1) < max(self.shape):
             if self._residual(count) <= LARGEST_RESIDUAL * reg:
                 alpha, beta, residual = self._split(count)
@@ -191,18 +196,20 @@ class BlockedLines:
 
     def __init__(self, axis: AxisCost, blocks: Blocks, u: Array) -> None:
         xp = array_namespace(u)
-        self._shape, self._kernel, self._xp = axis.shape, blocks.kernel, xp
-        # In place where possible: between arrays of megabytes, fresh memory costs more than arithmetic.
-        exponents = self._in_blocks(u, -float("inf"))[None, ...] - blocks.beta[:, :, None, :]  # (P, P, L, w)
-        top = xp.max(exponents, axis=3, keepdims=True)
+        self._lines, self._shape, self._xp = u.shape[0], axis.shape, xp
+        self._kernel = blocks.kernel[:, :, None, :, :]
+        self._transposed = xp.matrix_transpose(self._kernel)
+        # In place where possible: for arrays of megabytes, fresh memory costs more than arithmetic.
+        exponents = self._in_blocks(u, -float("inf"))[None, ...] - blocks.beta[:, :, None, None, :]  # (P, P, groups, lines, w)
+        top = xp.max(exponents, axis=-1, keepdims=True)
         exponents -= _finite(xp, top)
         matters = xp.astype(exponents > -NEGLIGIBLE, u.dtype)
         self._columns = xp.exp(xp.clip(exponents, -NEGLIGIBLE, None))  # exponentials that underflow are slow
         self._columns *= matters
-        sums = self._columns @ xp.matrix_transpose(self._kernel)  # (P, P, L, h)
+        sums = self._columns @ self._transposed  # (P, P, groups, lines, h)
         sums = xp.where(sums > 0, sums, xp.ones_like(sums))  # of blocks in which the line has no point: there top is -inf
         shares = xp.log(sums)
-        shares += top - blocks.alpha[:, :, None, :]
+        shares += top - blocks.alpha[:, :, None, None, :]
         top = xp.max(shares, axis=1, keepdims=True)
         shares -= _finite(xp, top)
         shares = xp.exp(xp.clip(shares, -NEGLIGIBLE, None))
@@ -214,7 +221,7 @@ class BlockedLines:
 
     def times(self, x: Array) -> Array:
         """As `PlainLines.times`."""
-        products = (self._columns * self._in_blocks(x, 0.0)[None, ...]) @ self._xp.matrix_transpose(self._kernel)
+        products = (self._columns * self._in_blocks(x, 0.0)[None, ...]) @ self._transposed
         products *= self._rows
         return self._axis_first(self._xp.sum(products, axis=1))
 
@@ -222,22 +229,27 @@ class BlockedLines:
         """As `PlainLines.transposed_times`."""
         products = (self._rows * self._in_blocks(y.T, 0.0)[:, None, ...]) @ self._kernel
         products *= self._columns
-        columns = self._xp.sum(products, axis=0)  # (P, L, w)
-        count, lines, width = columns.shape
-        return self._xp.reshape(self._xp.permute_dims(columns, (1, 0, 2)), (lines, count * width))[:, : self._shape[1]]
+        columns = self._xp.sum(products, axis=0)  # (P, groups, lines, w)
+        count, groups, lines, width = columns.shape
+        x = self._xp.reshape(self._xp.permute_dims(columns, (1, 2, 0, 3)), (groups * lines, count * width))
+        return x[: self._lines, : self._shape[1]]
 
     def _in_blocks(self, x: Array, fill: float) -> Array:
-        """(L, size) in blocks (P, L, width), the last one filled up."""
-        xp, (lines, size), count = self._xp, x.shape, self._kernel.shape[0]
-        width = _width(size, count)
-        if count * width > size:
-            x = xp.concat([x, xp.full((lines, count * width - size), fill, dtype=x.dtype, device=device(x))], axis=1)
-        return xp.permute_dims(xp.reshape(x, (lines, count, width)), (1, 0, 2))
+        """(L, size) as (P, groups, lines, width): the axis in blocks, the lines in groups with small products, both filled up."""
+        xp, size, (count, _, _, height, width) = self._xp, x.shape[1], self._kernel.shape
+        groups = min(self._lines, -(-self._lines * height * width // SMALL_PRODUCT))
+        lines, width = _width(self._lines, groups), _width(size, count)
+        for axis, missing in enumerate((groups * lines - self._lines, count * width - size)):
+            if missing:
+                shape = (missing, size) if axis == 0 else (x.shape[0], missing)
+                x = xp.concat([x, xp.full(shape, fill, dtype=x.dtype, device=device(x))], axis=axis)
+        return xp.permute_dims(xp.reshape(x, (groups, lines, count, width)), (2, 0, 1, 3))
 
     def _axis_first(self, x: Array) -> Array:
-        """(P, L, h) as (n, L)."""
-        count, lines, height = x.shape
-        return self._xp.reshape(self._xp.permute_dims(x, (0, 2, 1)), (count * height, lines))[: self._shape[0], :]
+        """(P, groups, lines, h) as (n, L)."""
+        count, groups, lines, height = x.shape
+        x = self._xp.reshape(self._xp.permute_dims(x, (0, 3, 1, 2)), (count * height, groups * lines))
+        return x[: self._shape[0], : self._lines]
 
 
 def line_kernel(axis: AxisCost, u: Array, reg: float) -> PlainLines | BlockedLines:
