@@ -20,11 +20,13 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
     """
     if init is None:
         return None
+    multipliers = None
     if isinstance(init, OTResult):
         names = ("init.f", "init.g")
         # In double precision, as results round what they return for float32 data. `reg` is 0 for an exact plan.
         f, g = init._plan.double_potentials()
         reg = init.reg or None
+        multipliers = problem.xp.astype(init.multipliers, problem.xp.float64)
     elif isinstance(init, (tuple, list)) and len(init) == 2:
         names, reg = ("init[0]", "init[1]"), None
         f, g = (as_array(v, name) for v, name in zip(init, names, strict=True))
@@ -35,7 +37,7 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
     common_namespace({names[0]: f, names[1]: g, **problem.whole.arrays})
     shape = problem.whole.shape
     _, g = (_checked(problem, v, name, size) for v, name, size in zip((f, g), names, shape, strict=True))
-    return Start(_moderate(problem, problem.targets.restrict(g)), reg)
+    return Start(_moderate(problem, problem.targets.restrict(g)), reg, multipliers=multipliers)
 
 
 def _checked(problem: OTProblem, potential: Array, name: str, size: int) -> Array:

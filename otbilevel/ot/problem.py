@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -15,6 +15,9 @@ from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.start import Start
 from otbilevel.ot.stored_plan import Room
+
+if TYPE_CHECKING:
+    from otbilevel.ot.constraint_system import ConstraintSystem
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,8 @@ class OTProblem:
         Where a method starts; None: where it likes.
     room : Room or None
         Memory that a run of solves shares.
+    constraints : ConstraintSystem or None
+        Linear constraints on the plan.
     """
 
     a: Array
@@ -100,6 +105,7 @@ class OTProblem:
     whole: Geometry
     start: Start | None = None
     room: Room | None = None
+    constraints: ConstraintSystem | None = None
 
     @property
     def xp(self) -> ModuleType:

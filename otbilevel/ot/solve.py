@@ -9,6 +9,8 @@ from typing import Any
 from otbilevel._core.monitor import Callback
 from otbilevel._core.result import report
 from otbilevel.ot.call import Call, regularisation, tolerance
+from otbilevel.ot.constraint_system import make_system
+from otbilevel.ot.constraints import as_constraints
 from otbilevel.ot.init import make_start
 from otbilevel.ot.problem import make_geometry, make_problem
 from otbilevel.ot.result import OTResult
@@ -23,6 +25,7 @@ def solve_ot(
     method: str = "auto",
     tol: float | None = None,
     max_iter: int | None = None,
+    constraints: Any = (),
     init: Any = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -51,6 +54,10 @@ def solve_ot(
         for float32 data 1e-5.
     max_iter : int, optional
         Limit of all iterations together; each method has its default.
+    constraints : PlanConstraint or list of PlanConstraint
+        Linear constraints lb <= <D, P> <= ub on the plan, see `otbilevel.ot.PlanConstraint`, `otbilevel.ot.separable` and
+        `otbilevel.ot.martingale`. `multipliers` and `constraint_violation` of the result belong to them. Points are then expanded to a
+        cost matrix.
     init : OTResult or tuple, optional
         Where to start: a result, of this problem or one like it, or a pair ``(f, g)`` of potentials, (n,) and (m,), in units of the
         cost and with the meaning that they have in a result. Its `reg` may differ from that of this call: "sns" goes on from
@@ -128,5 +135,5 @@ def solve_ot(
     geometry = make_geometry(C)
     strength = regularisation(reg, method, geometry)
     problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol))
-    problem = replace(problem, start=make_start(init, problem))
+    problem = replace(problem, start=make_start(init, problem), constraints=make_system(as_constraints(constraints), problem))
     return report(call.solve(problem, f"solve_ot[{method}]"), raise_on_failure=call.raise_on_failure)

@@ -1,0 +1,178 @@
+"""Transport under linear constraints on the plan, by scaling and Newton's method on the semi-dual.
+
+X. Tang, H. Rahmanian, M. Shavlovsky, K. K. Thekumparampil, T. Xiao, L. Ying, A Sinkhorn-type algorithm for constrained optimal
+transport (arXiv:2403.05054) maximise the dual (see `constraint_system`) over f, g and lam in turn, lam by a few steps of Newton's method,
+and speed this up by a schedule in reg and by Newton's method on all duals. Here f is eliminated, which makes rows exact:
+
+* `sinkhorn`: scaling passes and a step of Newton's method in lam alone, in turn;
+* `newton_path`: a path in reg with potentials and multipliers extrapolated linearly, at each level a few scaling passes, then Newton's
+  method on (g, lam) with clipped steps and a line search on the slope, as in `newton`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from otbilevel._core.array import Array
+from otbilevel._core.monitor import Monitor
+from otbilevel.ot.constrained_plan import TiltedPlan
+from otbilevel.ot.constrained_run import ConstrainedRun
+from otbilevel.ot.constrained_step import Step, line_search, newton_step
+from otbilevel.ot.newton import CLIP, STALL_WINDOW
+from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.result import OTResult
+from otbilevel.ot.sinkhorn import scale
+
+LEVEL_ERROR = 0.02
+"""Error at which a level of the path is left."""
+LEVEL_STEPS, FINAL_STEPS = 12, 200
+"""Newton steps at a level, and at the target, at most."""
+EASY, HARD, FEW_STEPS = 4.0, 2.0, 3
+"""Factors by which reg falls after a level that took at most so many Newton steps, and after another."""
+TIGHT = 1.4
+"""The factor of a second try."""
+LEVEL_PASSES, PASSES = 4, 20
+"""Scaling passes at the beginning of a level, and between steps in lam alone."""
+ARRAYS = 4
+"""Arrays of n x m numbers that are at work: the cost, the effective cost, the plan, and one in passing."""
+USABLE = 0.5
+"""Error up to which a start is gone on from."""
+SMALL_SHARE = 0.3
+"""Scaling passes end at this share of the constraints' residual: more would be spent on a lam that changes."""
+
+
+def newton_path(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult:
+    """Solve by the path and Newton's method."""
+    run, plan = _begin(problem, monitor, memory)
+    if not _from_start(plan, run):
+        for factors in ((EASY, HARD), (TIGHT, TIGHT)):
+            _follow_path(plan, run, *factors)
+            if run.best_error <= problem.tol or run.stopped or problem.at_floor(run.best_error):
+                break
+    return run.finish("sns")
+
+
+def sinkhorn(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult:
+    """Solve by scaling passes and steps in lam alone, in turn."""
+    run, plan = _begin(problem, monitor, memory)
+    g, multipliers = _start(run)
+    plan.place(g, multipliers, problem.reg)
+    least, since = math.inf, 0
+    while run.report(plan) and run.error(plan) > problem.tol and since <= STALL_WINDOW:
+        enough = max(SMALL_SHARE * plan.residual, 0.5 * problem.tol)
+        g, errors = scale(plan, problem.b, lambda e, enough=enough: e[-1] <= enough or len(e) > PASSES)
+        monitor.nit += len(errors) - 2 if len(errors) > 2 else 0
+        plan.place(g, plan.multipliers, problem.reg)
+        step = newton_step(plan, run, CLIP, tol=0.0, max_cg=0, alone=True)
+        if line_search(plan, run, step) == 0.0:
+            plan.place(g, step.start[1], problem.reg)
+        _watch(plan, run, step)
+        since = 0 if run.error(plan) < 0.99 * least else since + 1
+        least = min(least, run.error(plan))
+    return run.finish("sinkhorn")
+
+
+def _begin(problem: OTProblem, monitor: Monitor, memory: float) -> tuple[ConstrainedRun, TiltedPlan]:
+    geometry = problem.geometry
+    if isinstance(geometry, PointCloud):
+        needed = ARRAYS * 8.0 * geometry.shape[0] * geometry.shape[1]
+        if needed > memory:
+            msg = (
+                f"with constraints the cost between points is stored, which takes {needed:.3g} bytes with the plan, more than "
+                f'memory = {memory:.3g}: raise options["memory"], or take fewer points'
+            )
+            raise ValueError(msg)
+        problem = replace(problem, geometry=geometry.to_dense())
+    run = ConstrainedRun(problem, monitor, memory)
+    return run, TiltedPlan.under(run.system, problem.geometry, problem.a, run.work)
+
+
+def _start(run: ConstrainedRun) -> tuple[Array, Array]:
+    """Where the user wants to start, or 0."""
+    start, zero = run.problem.start, run.problem.xp.zeros_like(run.system.lb)
+    known = None if start is None else start.multipliers
+    fits = known is not None and known.shape[0] == sum(constraint.size for constraint in run.system.given)
+    return run.first_potential(), run.system.project(run.system.private(known)) if fits else zero
+
+
+def _from_start(plan: TiltedPlan, run: ConstrainedRun) -> bool:
+    """Newton's method from the user's start; whether the run is over."""
+    if run.problem.start is None:
+        return False
+    plan.place(*_start(run), run.problem.reg)
+    if not run.report(plan):
+        return True
+    if run.error(plan) <= USABLE:
+        newton(plan, run, run.problem.tol, STALL_WINDOW)
+    return run.best_error <= run.problem.tol or run.stopped
+
+
+def _follow_path(plan: TiltedPlan, run: ConstrainedRun, easy: float, hard: float) -> None:
+    """Lower reg to its target and solve there."""
+    problem, (low, high), xp = run.problem, run.problem.geometry.bounds, run.problem.xp
+    reg = max((high - low) / 8, problem.reg)
+    plan.restart()
+    plan.place(xp.zeros_like(problem.b), xp.zeros_like(run.system.lb), reg)
+    previous: tuple[float, Array, Array] | None = None
+    while True:
+        last = reg <= problem.reg
+        if not run.report(plan):
+            return
+        g, _ = scale(plan, problem.b, lambda e: e[-1] <= LEVEL_ERROR * SMALL_SHARE or len(e) > LEVEL_PASSES)
+        plan.place(g, plan.multipliers, reg)
+        steps = newton(plan, run, problem.tol if last else LEVEL_ERROR, FINAL_STEPS if last else LEVEL_STEPS)
+        if last or run.stopped:
+            run.offer(plan)
+            return
+        lower = reg / (easy if steps <= FEW_STEPS else hard)
+        lower = lower if lower > 1.0001 * problem.reg else problem.reg
+        g, multipliers = plan.g, plan.multipliers
+        if previous is None:
+            ahead = g, multipliers
+        else:
+            slope = (lower - reg) / (reg - previous[0])
+            ahead = g + slope * (g - previous[1]), multipliers + slope * (multipliers - previous[2])
+        previous = reg, g, multipliers
+        reg = lower
+        plan.place(ahead[0], run.system.keep_signs(ahead[1], multipliers), reg)
+
+
+def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float, max_steps: int) -> int:
+    """Newton steps in (g, lam) from where `plan` is; return how many there were."""
+    errors, radius = [run.error(plan)], CLIP
+    run.offer(plan)
+    for number in range(max_steps):
+        if errors[-1] <= tol or run.stopped or not math.isfinite(errors[-1]):
+            return number
+        if number >= STALL_WINDOW and errors[-1] > 0.5 * errors[number - STALL_WINDOW]:
+            _watch(plan, run, None)
+            return number
+        step = newton_step(plan, run, radius, tol=max(min(0.1, errors[-1]), 0.3 * tol / errors[-1]), max_cg=1000)
+        length = line_search(plan, run, step)
+        _watch(plan, run, step)
+        if length == 0.0:
+            plan.place(*step.start, plan.reg)
+        radius = 2.0 * radius if step.clipped and length >= 1.0 else CLIP
+        if length < 1.0 or step.clipped:
+            _smooth(plan, run)
+        errors.append(run.error(plan))
+        run.nit_newton += 1
+        run.report(plan)
+        if length == 0.0 and not errors[-1] < errors[-2]:
+            _watch(plan, run, None)
+            return number + 1
+    return max_steps
+
+
+def _smooth(plan: TiltedPlan, run: ConstrainedRun) -> None:
+    """A few scaling passes, which move a column of little weight as far as it needs."""
+    g, _ = scale(plan, run.problem.b, lambda e: len(e) > 3)
+    plan.place(g, plan.multipliers, plan.reg)
+
+
+def _watch(plan: TiltedPlan, run: ConstrainedRun, step: Step | None) -> None:
+    """Look for a proof of infeasibility where multipliers run away."""
+    if step is None or step.clipped:
+        _ = run.prove_infeasible(plan.g, plan.multipliers) or (step is not None and run.prove_infeasible(*step.whole))
