@@ -12,6 +12,7 @@ and speed this up by a schedule in reg and by Newton's method on all duals. Here
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from otbilevel._core.array import Array
@@ -19,7 +20,7 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.constrained_plan import TiltedPlan
 from otbilevel.ot.constrained_run import ConstrainedRun
 from otbilevel.ot.constrained_step import Step, line_search, newton_step
-from otbilevel.ot.newton import CLIP, STALL_WINDOW
+from otbilevel.ot.newton import CLIP, SMOOTHING_PASSES, STALL_WINDOW
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
@@ -37,8 +38,12 @@ LEVEL_PASSES, PASSES = 4, 20
 """Scaling passes at the beginning of a level, and between steps in lam alone."""
 ARRAYS = 4
 """Arrays of n x m numbers that are at work: the cost, the effective cost, the plan, and one in passing."""
+SINKHORN_WINDOW = 50
+"""Steps in lam near the rounding floor, without progress, after which nothing more is to be had."""
 USABLE = 0.5
 """Error up to which a start is gone on from."""
+Settle = Callable[[TiltedPlan, ConstrainedRun, float], int]
+"""Solves where the plan is, to some error."""
 SMALL_SHARE = 0.3
 """Scaling passes end at this share of the constraints' residual: more would be spent on a lam that changes."""
 
@@ -48,30 +53,49 @@ def newton_path(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult
     run, plan = _begin(problem, monitor, memory)
     if not _from_start(plan, run):
         for factors in ((EASY, HARD), (TIGHT, TIGHT)):
-            _follow_path(plan, run, *factors)
+            _follow_path(plan, run, newton, *factors)
             if run.best_error <= problem.tol or run.stopped or problem.at_floor(run.best_error):
                 break
     return run.finish("sns")
 
 
 def sinkhorn(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult:
-    """Solve by scaling passes and steps in lam alone, in turn."""
+    """Solve by scaling passes and steps in lam alone, in turn, on a path in reg unless a start is given."""
     run, plan = _begin(problem, monitor, memory)
-    g, multipliers = _start(run)
-    plan.place(g, multipliers, problem.reg)
-    least, since = math.inf, 0
-    while run.report(plan) and run.error(plan) > problem.tol and since <= STALL_WINDOW:
-        enough = max(SMALL_SHARE * plan.residual, 0.5 * problem.tol)
-        g, errors = scale(plan, problem.b, lambda e, enough=enough: e[-1] <= enough or len(e) > PASSES)
-        monitor.nit += len(errors) - 2 if len(errors) > 2 else 0
-        plan.place(g, plan.multipliers, problem.reg)
-        step = newton_step(plan, run, CLIP, tol=0.0, max_cg=0, alone=True)
-        if line_search(plan, run, step) == 0.0:
-            plan.place(g, step.start[1], problem.reg)
-        _watch(plan, run, step)
-        since = 0 if run.error(plan) < 0.99 * least else since + 1
-        least = min(least, run.error(plan))
+    if problem.start is None:
+        _follow_path(plan, run, _alternate, EASY, EASY)
+    else:
+        plan.place(*_start(run), problem.reg)
+        run.report(plan)
+        _alternate(plan, run, problem.tol)
     return run.finish("sinkhorn")
+
+
+def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
+    """Scaling passes and steps in lam until the error is `tol`; return how many steps there were."""
+    radius, number, least, since = CLIP, 0, math.inf, 0
+    while run.error(plan) > tol and not run.stopped:
+        enough = max(SMALL_SHARE * plan.residual, 0.5 * tol)
+        _scale(plan, run, lambda e, enough=enough: e[-1] <= enough or len(e) > PASSES)
+        step = newton_step(plan, run, radius, tol=0.0, max_cg=0, alone=True)
+        length = line_search(plan, run, step)
+        if length == 0.0:
+            plan.place(*step.start, plan.reg)
+        _watch(plan, run, step)
+        radius = 2.0 * radius if step.clipped and length >= 1.0 else CLIP
+        number += 1
+        run.report(plan)
+        since = 0 if run.error(plan) < least else since + 1
+        least = min(least, run.error(plan))
+        if since > SINKHORN_WINDOW and run.problem.at_floor(least):
+            break
+    return number
+
+
+def _scale(plan: TiltedPlan, run: ConstrainedRun, enough: Callable[[list[float]], bool]) -> None:
+    """Scaling passes, then a sweep where they end."""
+    g, _ = scale(plan, run.problem.b, enough)
+    plan.place(g, plan.multipliers, plan.reg)
 
 
 def _begin(problem: OTProblem, monitor: Monitor, memory: float) -> tuple[ConstrainedRun, TiltedPlan]:
@@ -105,12 +129,12 @@ def _from_start(plan: TiltedPlan, run: ConstrainedRun) -> bool:
     if not run.report(plan):
         return True
     if run.error(plan) <= USABLE:
-        newton(plan, run, run.problem.tol, STALL_WINDOW)
+        newton(plan, run, run.problem.tol)
     return run.best_error <= run.problem.tol or run.stopped
 
 
-def _follow_path(plan: TiltedPlan, run: ConstrainedRun, easy: float, hard: float) -> None:
-    """Lower reg to its target and solve there."""
+def _follow_path(plan: TiltedPlan, run: ConstrainedRun, settle: Settle, easy: float, hard: float) -> None:
+    """Lower reg to its target; ``settle(plan, run, tol)`` solves at each level and says how many steps that took."""
     problem, (low, high), xp = run.problem, run.problem.geometry.bounds, run.problem.xp
     reg = max((high - low) / 8, problem.reg)
     plan.restart()
@@ -120,9 +144,8 @@ def _follow_path(plan: TiltedPlan, run: ConstrainedRun, easy: float, hard: float
         last = reg <= problem.reg
         if not run.report(plan):
             return
-        g, _ = scale(plan, problem.b, lambda e: e[-1] <= LEVEL_ERROR * SMALL_SHARE or len(e) > LEVEL_PASSES)
-        plan.place(g, plan.multipliers, reg)
-        steps = newton(plan, run, problem.tol if last else LEVEL_ERROR, FINAL_STEPS if last else LEVEL_STEPS)
+        _scale(plan, run, lambda e: e[-1] <= LEVEL_ERROR * SMALL_SHARE or len(e) > LEVEL_PASSES)
+        steps = settle(plan, run, problem.tol if last else LEVEL_ERROR)
         if last or run.stopped:
             run.offer(plan)
             return
@@ -139,9 +162,10 @@ def _follow_path(plan: TiltedPlan, run: ConstrainedRun, easy: float, hard: float
         plan.place(ahead[0], run.system.keep_signs(ahead[1], multipliers), reg)
 
 
-def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float, max_steps: int) -> int:
+def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
     """Newton steps in (g, lam) from where `plan` is; return how many there were."""
     errors, radius = [run.error(plan)], CLIP
+    max_steps = FINAL_STEPS if plan.reg == run.problem.reg else LEVEL_STEPS
     run.offer(plan)
     for number in range(max_steps):
         if errors[-1] <= tol or run.stopped or not math.isfinite(errors[-1]):
@@ -156,7 +180,7 @@ def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float, max_steps: int) ->
             plan.place(*step.start, plan.reg)
         radius = 2.0 * radius if step.clipped and length >= 1.0 else CLIP
         if length < 1.0 or step.clipped:
-            _smooth(plan, run)
+            _scale(plan, run, lambda e: len(e) > SMOOTHING_PASSES)
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)
@@ -164,12 +188,6 @@ def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float, max_steps: int) ->
             _watch(plan, run, None)
             return number + 1
     return max_steps
-
-
-def _smooth(plan: TiltedPlan, run: ConstrainedRun) -> None:
-    """A few scaling passes, which move a column of little weight as far as it needs."""
-    g, _ = scale(plan, run.problem.b, lambda e: len(e) > 3)
-    plan.place(g, plan.multipliers, plan.reg)
 
 
 def _watch(plan: TiltedPlan, run: ConstrainedRun, step: Step | None) -> None:

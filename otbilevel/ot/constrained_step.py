@@ -65,12 +65,12 @@ def newton_step(
         y = system.join(xp.where(blocked, -lam[:few] / reg, y[:few]), system.split(y)[1])
         taken = matrix.product(x, y)
         left = r - taken[0], s - taken[1]
-    x, longest, _ = plan.vector_kernels.centred(x, run.problem.b)
-    most = xp.abs(y) * system.sizes
-    clipped = max(longest, float(xp.max(most))) > radius
     whole = reg * x, reg * y
-    if clipped:
-        x, y = xp.clip(x, -radius, radius), xp.where(most > radius, xp.sign(y) * radius / system.sizes, y)
+    longest = float(xp.max(xp.abs(y) * system.sizes))
+    share = radius / longest if longest > radius else 1.0  # the same for g, which answers lam
+    x, longest, _ = plan.vector_kernels.centred(share * x, run.problem.b)
+    clipped = share < 1.0 or longest > radius
+    x, y = xp.clip(x, -radius, radius), share * y
     return Step((plan.g, lam), whole, (reg * x, reg * y), target, clipped)
 
 
