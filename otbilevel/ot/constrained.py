@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
@@ -26,14 +27,40 @@ from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.sinkhorn import scale
 
-LEVEL_ERROR = 0.02
-"""Error at which a level of the path is left."""
-LEVEL_STEPS, FINAL_STEPS = 12, 200
-"""Newton steps at a level, and at the target, at most."""
-EASY, HARD, FEW_STEPS = 4.0, 2.0, 3
-"""Factors by which reg falls after a level that took at most so many Newton steps, and after another."""
-TIGHT = 1.4
-"""The factor of a second try."""
+
+
+class Level(NamedTuple):
+    """A level of the path with its solution."""
+
+    reg: float
+    g: Array
+    multipliers: Array
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How tightly the path in reg is followed.
+
+    Attributes
+    ----------
+    easy, hard : float
+        Factor by which reg falls after a level that took at most `FEW_STEPS` steps, and after another.
+    level_error : float
+        Error at which a level is left.
+    """
+
+    easy: float
+    hard: float
+    level_error: float
+
+
+SCHEDULES = Schedule(4.0, 2.0, 0.02), Schedule(1.6, 1.6, 1e-6)
+"""The first does nearly always. The second is for constraints that hardly any plan satisfies: there the multipliers are large, and so are
+the effective costs beside reg, so that a multiplier which is not followed closely is soon too far from where it should be."""
+SMALLEST_FACTOR = 1.05
+"""Of reg, between levels, below which no level is put between two others."""
+FEW_STEPS, LEVEL_STEPS, FINAL_STEPS = 3, 30, 200
+"""Newton steps at an easy level; and at any level, and at the target, at most."""
 LEVEL_PASSES, PASSES = 4, 20
 """Scaling passes at the beginning of a level, and between steps in lam alone."""
 ARRAYS = 4
@@ -52,23 +79,23 @@ def newton_path(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult
     """Solve by the path and Newton's method."""
     run, plan = _begin(problem, monitor, memory)
     if not _from_start(plan, run):
-        for factors in ((EASY, HARD), (TIGHT, TIGHT)):
-            _follow_path(plan, run, newton, *factors)
-            if run.best_error <= problem.tol or run.stopped or problem.at_floor(run.best_error):
+        for schedule in SCHEDULES:
+            _follow_path(plan, run, newton, schedule)
+            if run.best_error <= problem.tol or run.stopped or run.at_floor(plan):
                 break
-    return run.finish("sns")
+    return _finish(plan, run, "sns")
 
 
 def sinkhorn(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult:
     """Solve by scaling passes and steps in lam alone, in turn, on a path in reg unless a start is given."""
     run, plan = _begin(problem, monitor, memory)
     if problem.start is None:
-        _follow_path(plan, run, _alternate, EASY, EASY)
+        _follow_path(plan, run, _alternate, SCHEDULES[0])
     else:
         plan.place(*_start(run), problem.reg)
         run.report(plan)
         _alternate(plan, run, problem.tol)
-    return run.finish("sinkhorn")
+    return _finish(plan, run, "sinkhorn")
 
 
 def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
@@ -87,7 +114,7 @@ def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
         run.report(plan)
         since = 0 if run.error(plan) < least else since + 1
         least = min(least, run.error(plan))
-        if since > SINKHORN_WINDOW and run.problem.at_floor(least):
+        if since > SINKHORN_WINDOW and run.at_floor(plan):
             break
     return number
 
@@ -113,6 +140,14 @@ def _begin(problem: OTProblem, monitor: Monitor, memory: float) -> tuple[Constra
     return run, TiltedPlan.under(run.system, problem.geometry, problem.a, run.work)
 
 
+def _finish(plan: TiltedPlan, run: ConstrainedRun, method: str) -> OTResult:
+    """Certify the best iterate; where the run stopped before the target was reached, the last one at the target's reg."""
+    if run.best is None:
+        plan.place(plan.g, plan.multipliers, run.problem.reg)
+        run.offer(plan)
+    return run.finish(method)
+
+
 def _start(run: ConstrainedRun) -> tuple[Array, Array]:
     """Where the user wants to start, or 0."""
     start, zero = run.problem.start, run.problem.xp.zeros_like(run.system.lb)
@@ -133,33 +168,45 @@ def _from_start(plan: TiltedPlan, run: ConstrainedRun) -> bool:
     return run.best_error <= run.problem.tol or run.stopped
 
 
-def _follow_path(plan: TiltedPlan, run: ConstrainedRun, settle: Settle, easy: float, hard: float) -> None:
-    """Lower reg to its target; ``settle(plan, run, tol)`` solves at each level and says how many steps that took."""
+def _follow_path(plan: TiltedPlan, run: ConstrainedRun, settle: Settle, schedule: Schedule) -> None:
+    """Lower reg to its target; ``settle(plan, run, tol)`` solves at each level and says how many steps that took.
+
+    A level that is not solved is tried again after one half-way between, in the logarithm, as multipliers may move fast with reg.
+    """
     problem, (low, high), xp = run.problem, run.problem.geometry.bounds, run.problem.xp
     reg = max((high - low) / 8, problem.reg)
     plan.restart()
-    plan.place(xp.zeros_like(problem.b), xp.zeros_like(run.system.lb), reg)
-    previous: tuple[float, Array, Array] | None = None
+    ahead, solved = (xp.zeros_like(problem.b), xp.zeros_like(run.system.lb)), list[Level]()
     while True:
         last = reg <= problem.reg
+        error = problem.tol if last else schedule.level_error
+        plan.place(*ahead, reg)
         if not run.report(plan):
             return
-        _scale(plan, run, lambda e: e[-1] <= LEVEL_ERROR * SMALL_SHARE or len(e) > LEVEL_PASSES)
-        steps = settle(plan, run, problem.tol if last else LEVEL_ERROR)
-        if last or run.stopped:
-            run.offer(plan)
+        _scale(plan, run, lambda e: e[-1] <= SMALL_SHARE * schedule.level_error or len(e) > LEVEL_PASSES)
+        steps = settle(plan, run, error)
+        factor = solved[-1].reg / reg if solved else math.inf
+        if run.error(plan) > error and factor > SMALLEST_FACTOR and solved and not run.stopped and not run.at_floor(plan):
+            factor = math.sqrt(factor)
+        elif last or run.stopped:
             return
-        lower = reg / (easy if steps <= FEW_STEPS else hard)
-        lower = lower if lower > 1.0001 * problem.reg else problem.reg
-        g, multipliers = plan.g, plan.multipliers
-        if previous is None:
-            ahead = g, multipliers
         else:
-            slope = (lower - reg) / (reg - previous[0])
-            ahead = g + slope * (g - previous[1]), multipliers + slope * (multipliers - previous[2])
-        previous = reg, g, multipliers
-        reg = lower
-        plan.place(ahead[0], run.system.keep_signs(ahead[1], multipliers), reg)
+            solved = [*solved[-1:], Level(reg, plan.g, plan.multipliers)]
+            factor = min(schedule.easy if steps <= FEW_STEPS else schedule.hard, factor**2)
+        reg = solved[-1].reg / factor
+        reg = reg if reg > 1.0001 * problem.reg else problem.reg
+        ahead = _extrapolate(run, solved, reg)
+
+
+def _extrapolate(run: ConstrainedRun, solved: list[Level], reg: float) -> tuple[Array, Array]:
+    """g and lam at `reg`, on the line through the last two levels."""
+    last = solved[-1]
+    if len(solved) == 1:
+        return last.g, last.multipliers
+    before = solved[0]
+    slope = (reg - last.reg) / (last.reg - before.reg)
+    multipliers = last.multipliers + slope * (last.multipliers - before.multipliers)
+    return last.g + slope * (last.g - before.g), run.system.keep_signs(multipliers, last.multipliers)
 
 
 def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from otbilevel._core.array import Array
 from otbilevel._core.result import Status
 from otbilevel.ot.constrained_plan import ConstrainedPlan, TiltedPlan, effective_problem
@@ -38,6 +40,12 @@ class ConstrainedRun(Run):
     def error(self, plan: RowPlan) -> float:
         assert isinstance(plan, TiltedPlan)
         return max(plan.marginal_error(self.problem.b), plan.residual)
+
+    def at_floor(self, plan: TiltedPlan) -> bool:
+        """Whether the error of `plan` is about what rounding leaves, which goes by the effective costs."""
+        xp, system = self.problem.xp, self.system
+        largest = max(map(abs, self.problem.geometry.bounds)) + float(xp.max(xp.abs(plan.multipliers) * system.sizes))
+        return self.error(plan) <= 4 * float(np.finfo(np.float64).eps) * (1.0 + largest / plan.reg)
 
     def report(self, plan: RowPlan) -> bool:
         assert isinstance(plan, TiltedPlan)
@@ -107,7 +115,7 @@ class ConstrainedRun(Run):
         """The proof in words."""
         xp, mass = self.problem.xp, self.problem.mass
         weight = self.system.public(xp.abs(multipliers) * self.system.scales)
-        order = [int(k) for k in xp.argsort(weight, descending=True) if float(weight[int(k)]) > 0]
+        order = [int(k) for k in xp.argsort(-weight) if float(weight[int(k)]) > 0]
         names = [self.system.name(k) for k in order]
         if len(order) == 1:
             value = float(self.system.public(multipliers)[order[0]])
@@ -117,12 +125,9 @@ class ConstrainedRun(Run):
                 f"infeasible: {names[0]} cannot be met, as <D, P> {relation} {mass * bound / value:.6g} for all plans with these marginals, "
                 f"and {side} = {asked:.6g}"
             )
+        asked, size = self.system.dual_term(multipliers), float(xp.sum(weight))
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return (
-            f"infeasible: {listed} cannot be met together. A combination of them, with multipliers such that it asks for 1, is at most "
-            f"{self._relative(bound, multipliers):.6g} for all plans with these marginals"
+            f"infeasible: {listed} cannot be met together. There is a combination of them that is at most {bound / size:.3g} of its scale "
+            f"for all plans with these marginals, and would have to be {asked / size:.3g}"
         )
-
-    def _relative(self, bound: float, multipliers: Array) -> float:
-        asked = self.system.dual_term(multipliers)
-        return bound / asked if asked > 0 else math.nan
