@@ -100,7 +100,7 @@ def sinkhorn(problem: OTProblem, monitor: Monitor, memory: float) -> OTResult:
 
 def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
     """Scaling passes and steps in lam until the error is `tol`; return how many steps there were."""
-    radius, number, least, since = CLIP, 0, math.inf, 0
+    radius, number, least, since, drift = CLIP, 0, math.inf, 0, _Drift(plan)
     while run.error(plan) > tol and not run.stopped:
         enough = max(SMALL_SHARE * plan.residual, 0.5 * tol)
         _scale(plan, run, lambda e, enough=enough: e[-1] <= enough or len(e) > PASSES)
@@ -109,6 +109,7 @@ def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
         if length == 0.0:
             plan.place(*step.start, plan.reg)
         _watch(plan, run, step)
+        drift.watch(plan, run)
         radius = 2.0 * radius if step.clipped and length >= 1.0 else CLIP
         number += 1
         run.report(plan)
@@ -241,3 +242,17 @@ def _watch(plan: TiltedPlan, run: ConstrainedRun, step: Step | None) -> None:
     """Look for a proof of infeasibility where multipliers run away."""
     if step is None or step.clipped:
         _ = run.prove_infeasible(plan.g, plan.multipliers) or (step is not None and run.prove_infeasible(*step.whole))
+
+
+class _Drift:
+    """Looks for a proof in the direction in which g and lam move, now and then: the one in which they would go on for ever."""
+
+    def __init__(self, plan: TiltedPlan) -> None:
+        self.number, self.due, self.last = 0, 16, (plan.g, plan.multipliers)
+
+    def watch(self, plan: TiltedPlan, run: ConstrainedRun) -> None:
+        """Count a step, and look when it is time."""
+        self.number += 1
+        if self.number == self.due:
+            run.prove_infeasible(plan.g - self.last[0], plan.multipliers - self.last[1])
+            self.due, self.last = 2 * self.due, (plan.g, plan.multipliers)

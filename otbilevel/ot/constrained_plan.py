@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+
+from scipy import sparse
 
 from otbilevel._core.array import Array
 from otbilevel.ot.constraint_system import ConstraintSystem
+from otbilevel.ot.explicit_plan import ExplicitPlan
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks
-from otbilevel.ot.plan import EntropicPlan
+from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
 from otbilevel.ot.stored_plan import StoredPlan
@@ -71,23 +74,21 @@ def effective_problem(problem: OTProblem, system: ConstraintSystem, multipliers:
     return replace(problem, geometry=geometry, whole=whole, reg=problem.reg if reg is None else reg, start=None, room=None)
 
 
-@dataclass(eq=False)
-class ConstrainedPlan(EntropicPlan):
-    """The entropic plan of the effective costs, which knows the values for the user's costs."""
+class UnderConstraints(Plan):
+    """A plan with multipliers, as one without them for the effective costs, whose values are put right here.
 
-    system: ConstraintSystem | None = None
-    lam: Array | None = None
+    Attributes
+    ----------
+    system : ConstraintSystem
+        The constraints.
+    lam : (K,) array
+        Their multipliers, in the system's order.
+    """
 
-    @classmethod
-    def at(cls, problem: OTProblem, system: ConstraintSystem, f: Array, g: Array, multipliers: Array) -> ConstrainedPlan:
-        """Certify the plan that these potentials and multipliers define."""
-        plan = cls.certify(effective_problem(problem, system, multipliers), f, g)
-        assert isinstance(plan, cls)
-        plan.system, plan.lam = system, multipliers
-        return plan
+    system: ConstraintSystem
+    lam: Array
 
     def _pair(self, rows: Callable[[int, int], Array]) -> Array:
-        assert self.system is not None
         xp, total = self.problem.xp, self.problem.xp.zeros_like(self.system.lb)
         for low, high in row_blocks(self.problem.geometry.shape):
             block = rows(low, high)
@@ -101,23 +102,19 @@ class ConstrainedPlan(EntropicPlan):
 
     @property
     def residual(self) -> float:
-        assert self.system is not None
         return max(self.marginal_error, self.system.residual(self.lam, self.expectations))
 
     @property
     def figures(self) -> str:
-        assert self.system is not None
         off = self.system.residual(self.lam, self.expectations)
         return f"{super().figures}, constraints off by {off:.2g} of their scale"
 
     @property
     def multipliers(self) -> Array:
-        assert self.system is not None
         return self.problem.xp.astype(self.system.public(self.lam), self.problem.dtype)
 
     @property
     def constraint_violation(self) -> float:
-        assert self.system is not None
         return self.problem.mass * float(self.problem.xp.max(self.system.violation(self.expectations)))
 
     @cached_property
@@ -132,13 +129,11 @@ class ConstrainedPlan(EntropicPlan):
         return super().value() + self._tilt
 
     def dual_value(self) -> float:
-        assert self.system is not None
         return super().dual_value() + self.problem.mass * self.system.dual_term(self.lam)
 
     @cached_property
     def _slackness(self) -> float:
         """sum_k |lam_k (<D_k, Q> - the bound that lam_k makes active)| for the rounded plan Q."""
-        assert self.system is not None
         if self.rounding is None:
             return float("inf")
         rounding, xp = self.rounding, self.problem.xp
@@ -150,3 +145,28 @@ class ConstrainedPlan(EntropicPlan):
 
     def gap_exact(self) -> float:
         return super().gap_exact() + self._slackness
+
+
+class ConstrainedPlan(UnderConstraints, EntropicPlan):
+    """An entropic plan with multipliers."""
+
+    @classmethod
+    def at(cls, problem: OTProblem, system: ConstraintSystem, f: Array, g: Array, multipliers: Array) -> ConstrainedPlan:
+        """Certify the plan that these potentials and multipliers define."""
+        plan = cls.certify(effective_problem(problem, system, multipliers), f, g)
+        assert isinstance(plan, cls)
+        plan.system, plan.lam = system, multipliers
+        return plan
+
+
+class ConstrainedVertex(UnderConstraints, ExplicitPlan):
+    """A vertex of the couplings that satisfy constraints, with multipliers."""
+
+    @classmethod
+    def at(
+        cls, problem: OTProblem, system: ConstraintSystem, coupling: sparse.csr_array, f: Array, g: Array, multipliers: Array
+    ) -> ConstrainedVertex:
+        """The plan with these entries, potentials and multipliers."""
+        plan = cls(effective_problem(problem, system, multipliers), coupling, f, g)
+        plan.system, plan.lam = system, multipliers
+        return plan

@@ -44,6 +44,10 @@ class ConstraintSystem:
         max_ij |D_k(i, j)|.
     given : tuple of PlanConstraint
         The user's constraints.
+    sources : Support
+        The points whose rows there are.
+    mass : float
+        The mass of the user's weights.
     """
 
     few: tuple[Dense | LowRank, ...]
@@ -54,6 +58,7 @@ class ConstraintSystem:
     sizes: Array
     given: tuple[PlanConstraint, ...]
     sources: Support
+    mass: float
 
     @property
     def xp(self) -> ModuleType:
@@ -235,7 +240,7 @@ def make_system(given: tuple[PlanConstraint, ...], problem: OTProblem) -> Constr
     lb, ub = (_arrange(given, xp.concat([getattr(c, name) for c in given]), sources) / problem.mass for name in ("lb", "ub"))
     one = xp.ones_like(lb)
     scale, size = (xp.where(v > 0, v, one) for v in (xp.concat(scales), xp.concat(sizes)))
-    system = ConstraintSystem(few, rows, lb, ub, scale, size, given, sources)
+    system = ConstraintSystem(few, rows, lb, ub, scale, size, given, sources, problem.mass)
     _require_reachable(system, xp.concat(scales))
     return system
 
