@@ -36,59 +36,70 @@ class Few:
     f: Array
 
 
-def covariances(plan: TiltedPlan) -> Few:
-    """Those of the few constraints, in O(n m k) or with few features in as many products with K as they have pairs."""
+def covariances(plan: TiltedPlan, free: Array) -> Few:
+    """Those of the few constraints, 0 for those that are not free.
+
+    In O(n m k), or with few features in as many products with K as they have pairs.
+    """
     xp, system = plan.xp, plan.system
     n, m = plan.entries.shape
     y = xp.zeros((m, 0), dtype=plan.a.dtype, device=device(plan.a)) if system.rows is None else system.rows.y
-    if not system.few:
-        zeros = [xp.zeros(shape, dtype=plan.a.dtype, device=device(plan.a)) for shape in ((m, 0), (0, 0), (n, y.shape[1], 0))]
-        return Few(*zeros)
+    if not bool(xp.any(free)):
+        k = system.n_few
+        return Few(*(xp.zeros(shape, dtype=plan.a.dtype, device=device(plan.a)) for shape in ((m, k), (k, k), (n, y.shape[1], k))))
     if len(system.few) == 1 and isinstance(system.few[0], LowRank):
         return _of_features(plan.entries, plan.a, system.few[0], y)
-    return _of_matrices(plan, y)
+    return _of_matrices(plan, y, free)
 
 
 def _of_features(k: Array, a: Array, part: LowRank, y: Array) -> Few:
-    """All from the first and second moments of the features in each row."""
-    xp, v = part.xp, part.features
-    means, n_features = k @ v.T, v.shape[0]
-    pairs = [(q, r) for q in range(n_features) for r in range(q, n_features)]
-    products = xp.stack([v[q, :] * v[r, :] for q, r in pairs], axis=1)
-    second = k @ products
-    per_constraint = [u.T @ owner for u, owner in zip(part.factors, part.owners, strict=True)]  # (n, K) each
-    g = xp.zeros((part.size, part.size), dtype=a.dtype, device=device(a))
+    """All from the first and second moments of the features in each row, in one product with K and one with K'."""
+    xp, v, size = part.xp, part.features, part.size
+    q_total, d = v.shape[0], y.shape[1]
+    pairs = [(q, r) for q in range(q_total) for r in range(q, q_total)]
+    columns = [*(v[q, :] for q in range(q_total)), *(v[q, :] * v[r, :] for q, r in pairs)]
+    columns += [y[:, c] for c in range(d)] + [y[:, c] * v[q, :] for q in range(q_total) for c in range(d)]
+    moments = k @ xp.stack(columns, axis=1)
+    means, second, rest = moments[:, :q_total], moments[:, q_total : q_total + len(pairs)], moments[:, q_total + len(pairs) :]
+    g = xp.zeros((size, size), dtype=a.dtype, device=device(a))
     for position, (q, r) in enumerate(pairs):
         weights = a * (second[:, position] - means[:, q] * means[:, r])
         block = part.owners[q].T @ ((part.factors[q] * weights[None, :]) @ part.factors[r].T) @ part.owners[r]
         g = g + block + (block.T if q != r else 0.0)
+    per_constraint = [u.T @ owner for u, owner in zip(part.factors, part.owners, strict=True)]  # (n, K) each
     total = sum(u * means[:, q, None] for q, u in enumerate(per_constraint))
-    b = -(k.T @ (a[:, None] * total))
+    sums = k.T @ (a[:, None] * xp.concat([total, *(u.T for u in part.factors)], axis=1))
+    b, before = -sums[:, :size], size
     for q, (u, owner) in enumerate(zip(part.factors, part.owners, strict=True)):
-        b = b + v[q, :, None] * ((k.T @ (a[:, None] * u.T)) @ owner)
-    of_rows = k @ y
-    f = xp.zeros((k.shape[0], y.shape[1], part.size), dtype=a.dtype, device=device(a))
-    for q, u in enumerate(per_constraint if y.shape[1] else []):
-        f = f + (k @ (y * v[q, :, None]) - of_rows * means[:, q, None])[:, :, None] * u[:, None, :]
+        b = b + v[q, :, None] * (sums[:, before : before + u.shape[0]] @ owner)
+        before += u.shape[0]
+    f = xp.zeros((k.shape[0], d, size), dtype=a.dtype, device=device(a))
+    for q, u in enumerate(per_constraint if d else []):
+        mixed = rest[:, d * (q + 1) : d * (q + 2)] - rest[:, :d] * means[:, q, None]
+        f = f + mixed[:, :, None] * u[:, None, :]
     return Few(b, g, f)
 
 
-def _of_matrices(plan: TiltedPlan, y: Array) -> Few:
-    """By forming blocks of rows of all D_k."""
+def _of_matrices(plan: TiltedPlan, y: Array, free: Array) -> Few:
+    """By forming blocks of rows of the D_k that are free."""
     xp, a, parts = plan.xp, plan.a, plan.system.few
-    widest = max(parts, key=lambda part: part.size)
+    widest, chosen, size = max(parts, key=lambda part: part.size), xp.nonzero(free)[0], free.shape[0]
+    some = chosen.shape[0] < size
     b = g = 0.0
     f = []
     for low, high in blocks(widest):
-        d, k, w = xp.concat([part.block(low, high) for part in parts]), plan.entries[low:high, :], a[low:high]
+        d = parts[0].block(low, high) if len(parts) == 1 else xp.concat([part.block(low, high) for part in parts])
+        d = xp.take(d, chosen, axis=0) if some else d
+        k, w = plan.entries[low:high, :], a[low:high]
         weighted = k[None, :, :] * d
         means = xp.sum(weighted, axis=2)
         f.append(xp.permute_dims(weighted @ y, (1, 2, 0)) - (k @ y)[:, :, None] * means.T[:, None, :])
         weighted = weighted * w[None, :, None]
-        size = d.shape[0]
-        g = g + xp.reshape(weighted, (size, -1)) @ xp.reshape(d, (size, -1)).T - (means * w[None, :]) @ means.T
+        flat = (d.shape[0], -1)
+        g = g + xp.reshape(weighted, flat) @ xp.reshape(d, flat).T - (means * w[None, :]) @ means.T
         b = b + xp.sum(weighted, axis=1).T - k.T @ (means * w[None, :]).T
-    return Few(b, 0.5 * (g + g.T), xp.concat(f))
+    chooser = xp.take(xp.eye(size, dtype=a.dtype, device=device(a)), chosen, axis=0)
+    return Few(b @ chooser, chooser.T @ (0.5 * (g + g.T)) @ chooser, xp.concat(f) @ chooser)
 
 
 class Rows:
@@ -145,13 +156,13 @@ class Bordered:
         ``(m, m)``, of the Schur complement.
     """
 
-    def __init__(self, plan: TiltedPlan) -> None:
+    def __init__(self, plan: TiltedPlan, free: Array) -> None:
         xp, system = plan.xp, plan.system
         self.plan, self.xp, self.system = plan, xp, system
         self.laplacian: Laplacian = plan.laplacian()
         m = plan.g.shape[0]
         self.shape = (m, m)
-        self.full = covariances(plan)
+        self.full = covariances(plan, free)
         self.rows = None if system.rows is None else Rows(plan)
         b, g = self.full.b, self.full.g
         self.diagonal = 1.0 / self.laplacian.inverse_diagonal

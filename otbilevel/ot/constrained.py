@@ -240,7 +240,7 @@ def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
 
 def _watch(plan: TiltedPlan, run: ConstrainedRun, step: Step | None) -> None:
     """Look for a proof of infeasibility where multipliers run away."""
-    if step is None or step.clipped:
+    if step is None or step.runs_away:
         _ = run.prove_infeasible(plan.g, plan.multipliers) or (step is not None and run.prove_infeasible(*step.whole))
 
 

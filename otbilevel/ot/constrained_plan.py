@@ -55,8 +55,9 @@ class TiltedPlan(StoredPlan):
 
     def place(self, g: Array, multipliers: Array, reg: float) -> None:
         """Move to these potentials and multipliers, by a sweep."""
-        if multipliers is not self.multipliers:
-            self.multipliers = multipliers
+        changed = bool(self.xp.any(multipliers != self.multipliers))
+        self.multipliers = multipliers
+        if changed:
             self.cost = self.system.tilt(self._geometry, multipliers).kernel_cost
         self.sweep(g, reg)
         self.expectations = self._expectations()

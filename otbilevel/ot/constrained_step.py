@@ -8,7 +8,10 @@ from otbilevel._core.array import Array
 from otbilevel.ot.bordered import Bordered
 from otbilevel.ot.constrained_plan import TiltedPlan
 from otbilevel.ot.constrained_run import ConstrainedRun
+from otbilevel.ot.newton import CLIP
 
+SHORT = 1e-3
+"""Share of a step that clipping leaves below which it leads to infinity, perhaps."""
 TRIALS = 8
 """Trial points of a line search."""
 
@@ -25,6 +28,8 @@ class Step:
         Which values <D_k, P> should have.
     clipped : bool
         Whether the last two differ.
+    runs_away : bool
+        Whether multipliers may be on their way to infinity: the step, or the radius that grew over several, is very long.
     """
 
     start: tuple[Array, Array]
@@ -32,6 +37,7 @@ class Step:
     direction: tuple[Array, Array]
     target: Array
     clipped: bool
+    runs_away: bool
 
 
 def newton_step(
@@ -43,12 +49,13 @@ def newton_step(
     stays at zero, and the others go on. Each part climbs the model, so that the whole is a direction of ascent.
     """
     xp, system, reg, lam = run.problem.xp, run.system, plan.reg, plan.multipliers
-    matrix, target = Bordered(plan), system.target(lam, plan.expectations)
-    r = plan.vector_kernels.balanced(run.problem.b, plan.column_sums, matrix.laplacian.degree)
+    target = system.target(lam, plan.expectations)
     s = target - plan.expectations
     few = system.n_few
     sign = xp.where(system.is_equality, xp.zeros_like(lam), xp.sign(xp.where(lam == 0, s, lam)))[:few]
     free = system.is_equality[:few] | (sign != 0)
+    matrix = Bordered(plan, free)
+    r = plan.vector_kernels.balanced(run.problem.b, plan.column_sums, matrix.laplacian.degree)
     x, y = xp.zeros_like(r), xp.zeros_like(s)
     left = r, s
     for _ in range(2 * few + 1):
@@ -71,7 +78,8 @@ def newton_step(
     x, longest, _ = plan.vector_kernels.centred(share * x, run.problem.b)
     clipped = share < 1.0 or longest > radius
     x, y = xp.clip(x, -radius, radius), share * y
-    return Step((plan.g, lam), whole, (reg * x, reg * y), target, clipped)
+    runs_away = clipped and (radius > 2.0 * CLIP or share < SHORT)
+    return Step((plan.g, lam), whole, (reg * x, reg * y), target, clipped, runs_away)
 
 
 def _until_blocked(xp, sign: Array, now: Array, step: Array) -> tuple[float, Array]:

@@ -153,8 +153,9 @@ class LowRank(Functionals):
         return (self.features[q, :] for q in range(self.features.shape[0]))
 
     def pair(self, rows: Array, weights: Array, low: int, high: int) -> Array:
-        total = self.offsets[:, low:high] @ (weights * self.xp.sum(rows, axis=1))
-        means = weights[:, None] * (rows @ self.features.T)
+        ones = self.xp.ones_like(self.features[:1, :])
+        means = weights[:, None] * (rows @ self.xp.concat([self.features, ones]).T)
+        total = self.offsets[:, low:high] @ means[:, -1]
         for q, (u, owner) in enumerate(zip(self.factors, self.owners, strict=True)):
             total = total + owner.T @ (u[:, low:high] @ means[:, q])
         return total
