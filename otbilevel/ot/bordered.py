@@ -1,14 +1,14 @@
 """Newton's equations of the semi-dual under linear constraints.
 
-With f eliminated the unknowns are g and lam. In row i the plan is a distribution K_i over the columns, and the Hessian is -1/reg times
-the sum of its covariances, weighted by a_i: of the indicators of the columns (L, see `row_plan`), of the functions D_k(i, .) (G), and
-between them (B),
+With f eliminated the unknowns are g and lam. In row i the plan is a distribution K_i over the columns, and the Hessian is -1/reg
+times the sum of its covariances, weighted by a_i: of the indicators of the columns (L, see `row_plan`), of the functions D_k(i,
+.) (G), and between them (B),
 
     [ L   B ] [x]   [ b - K'a    ]          B_jk = sum_i a_i K_ij (D_kij - (K D_k')_ii),
     [ B'  G ] [y] = [ t - <D, P> ],         G_kl = sum_i a_i cov_i(D_k, D_l),       g += reg x,  lam += reg y.
 
-The multipliers are few, or live on one row each: then their part of G falls into small blocks. So they are eliminated, first those of
-the rows, then the few, and conjugate gradients work on the Schur complement, a matrix like L.
+The multipliers are few, or live on one row each: then their part of G falls into small blocks. So they are eliminated, first
+those of the rows, then the few, and conjugate gradients work on the Schur complement, a matrix like L.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from otbilevel.ot.functionals import LowRank, blocks
 from otbilevel.ot.row_plan import SMALLEST_SHARE, Laplacian
 
 DAMPING = 1e-12
-"""Added to variances, relative to the square of the size of D. Redundant constraints then do no harm, and a multiplier whose constraint
-cannot be met takes a step so long that it shows."""
+"""Added to variances, relative to the square of the size of D. Redundant constraints then do no harm, and a multiplier whose
+constraint cannot be met takes a step so long that it shows."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,20 @@ def _of_matrices(plan: TiltedPlan, y: Array, free: Array) -> Few:
     xp, a, parts = plan.xp, plan.a, plan.system.few
     widest, chosen, size = max(parts, key=lambda part: part.size), xp.nonzero(free)[0], free.shape[0]
     some = chosen.shape[0] < size
-    b = g = 0.0
+    b: Array = 0.0
+    g: Array = 0.0
     f = []
     for low, high in blocks(widest):
         d = parts[0].block(low, high) if len(parts) == 1 else xp.concat([part.block(low, high) for part in parts])
         d = xp.take(d, chosen, axis=0) if some else d
         k, w = plan.entries[low:high, :], a[low:high]
         weighted = k[None, :, :] * d
-        means = xp.sum(weighted, axis=2)
+        means = weighted @ xp.ones_like(k[0, :])  # products: sums over an axis take longer
         f.append(xp.permute_dims(weighted @ y, (1, 2, 0)) - (k @ y)[:, :, None] * means.T[:, None, :])
+        b = b + (w[None, None, :] @ weighted)[:, 0, :].T - k.T @ (means * w[None, :]).T
         weighted = weighted * w[None, :, None]
         flat = (d.shape[0], -1)
         g = g + xp.reshape(weighted, flat) @ xp.reshape(d, flat).T - (means * w[None, :]) @ means.T
-        b = b + xp.sum(weighted, axis=1).T - k.T @ (means * w[None, :]).T
     chooser = xp.take(xp.eye(size, dtype=a.dtype, device=device(a)), chosen, axis=0)
     return Few(b @ chooser, chooser.T @ (0.5 * (g + g.T)) @ chooser, xp.concat(f) @ chooser)
 
@@ -195,7 +196,9 @@ class Bordered:
             out = out - self.rows.product(x)
         return out - self._b @ (self._inverse @ (x @ self._b)) + DAMPING * self.laplacian.degree * x
 
-    def solve(self, r: Array, s: Array, free: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]) -> tuple[Array, Array, int]:
+    def solve(
+        self, r: Array, s: Array, free: Array, *, tol: float, max_iter: int, interrupt: Callable[[], bool]
+    ) -> tuple[Array, Array, int]:
         """Solve for x and y with y = 0 for the few that are not free; return the number of steps, too."""
         xp, (few, rows) = self.xp, self.system.split(s)
         self._eliminate(free)

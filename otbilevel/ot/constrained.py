@@ -1,11 +1,12 @@
 """Transport under linear constraints on the plan, by scaling and Newton's method on the semi-dual.
 
 X. Tang, H. Rahmanian, M. Shavlovsky, K. K. Thekumparampil, T. Xiao, L. Ying, A Sinkhorn-type algorithm for constrained optimal
-transport (arXiv:2403.05054) maximise the dual (see `constraint_system`) over f, g and lam in turn, lam by a few steps of Newton's method,
-and speed this up by a schedule in reg and by Newton's method on all duals. Here f is eliminated, which makes rows exact:
+transport (arXiv:2403.05054) maximise the dual (see `constraint_system`) over f, g and lam in turn, lam by a few steps of Newton's
+method, and speed this up by a schedule in reg and by Newton's method on all duals. Here f is eliminated, which makes rows exact:
 
 * `sinkhorn`: scaling passes and a step of Newton's method in lam alone, in turn;
-* `newton_path`: a path in reg with potentials and multipliers extrapolated linearly, at each level a few scaling passes, then Newton's
+* `newton_path`: a path in reg with potentials and multipliers extrapolated linearly, at each level a few scaling passes, then
+  Newton's
   method on (g, lam) with clipped steps and a line search on the slope, as in `newton`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from otbilevel._core.array import Array
@@ -26,7 +28,6 @@ from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.sinkhorn import scale
-
 
 
 class Level(NamedTuple):
@@ -55,8 +56,9 @@ class Schedule:
 
 
 SCHEDULES = Schedule(4.0, 2.0, 0.02), Schedule(1.6, 1.6, 1e-6)
-"""The first does nearly always. The second is for constraints that hardly any plan satisfies: there the multipliers are large, and so are
-the effective costs beside reg, so that a multiplier which is not followed closely is soon too far from where it should be."""
+"""The first does nearly always. The second is for constraints that hardly any plan satisfies: there the multipliers are large,
+and so are the effective costs beside reg, so that a multiplier which is not followed closely is soon too far from where it should
+be."""
 SMALLEST_FACTOR = 1.05
 """Of reg, between levels, below which no level is put between two others."""
 FEW_STEPS, LEVEL_STEPS, FINAL_STEPS = 3, 30, 200
@@ -103,7 +105,7 @@ def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
     radius, number, least, since, drift = CLIP, 0, math.inf, 0, _Drift(plan)
     while run.error(plan) > tol and not run.stopped:
         enough = max(SMALL_SHARE * plan.residual, 0.5 * tol)
-        _scale(plan, run, lambda e, enough=enough: e[-1] <= enough or len(e) > PASSES)
+        _scale(plan, run, partial(_enough, enough, PASSES))
         step = newton_step(plan, run, radius, tol=0.0, max_cg=0, alone=True)
         length = line_search(plan, run, step)
         if length == 0.0:
@@ -118,6 +120,10 @@ def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
         if since > SINKHORN_WINDOW and run.at_floor(plan):
             break
     return number
+
+
+def _enough(error: float, passes: int, errors: list[float]) -> bool:
+    return errors[-1] <= error or len(errors) > passes
 
 
 def _scale(plan: TiltedPlan, run: ConstrainedRun, enough: Callable[[list[float]], bool]) -> None:
@@ -184,7 +190,7 @@ def _follow_path(plan: TiltedPlan, run: ConstrainedRun, settle: Settle, schedule
         plan.place(*ahead, reg)
         if not run.report(plan):
             return
-        _scale(plan, run, lambda e: e[-1] <= SMALL_SHARE * schedule.level_error or len(e) > LEVEL_PASSES)
+        _scale(plan, run, partial(_enough, SMALL_SHARE * schedule.level_error, LEVEL_PASSES))
         steps = settle(plan, run, error)
         factor = solved[-1].reg / reg if solved else math.inf
         if run.error(plan) > error and factor > SMALLEST_FACTOR and solved and not run.stopped and not run.at_floor(plan):
@@ -228,7 +234,7 @@ def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
             plan.place(*step.start, plan.reg)
         radius = 2.0 * radius if step.clipped and length >= 1.0 else CLIP
         if length < 1.0 or step.clipped:
-            _scale(plan, run, lambda e: len(e) > SMOOTHING_PASSES)
+            _scale(plan, run, partial(_enough, 0.0, SMOOTHING_PASSES))
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)

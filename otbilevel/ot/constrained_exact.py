@@ -75,7 +75,11 @@ def _nearest(system: ConstraintSystem, program: Program, monitor: Monitor) -> Ve
     excess = to_numpy(system.public(system.violation(values) / system.scales))
     worst = [int(index) for index in np.argsort(-excess) if excess[index] > VIOLATED]
     names = ", ".join(system.name(index) for index in worst[:3]) + (f" and {len(worst) - 3} more" if len(worst) > 3 else "")
-    reached = f"; the nearest that can be reached is {float(system.public(values)[worst[0]]) * system.mass:.6g}" if len(worst) == 1 else ""
+    reached = (
+        f"; the nearest that can be reached is {float(system.public(values)[worst[0]]) * system.mass:.6g}"
+        if len(worst) == 1
+        else ""
+    )
     message = f"infeasible: {names} cannot be met along with the marginals and the other constraints{reached}"
     return vertex._replace(
         f=np.zeros_like(vertex.f), g=np.zeros_like(vertex.g), multipliers=np.zeros(k), status=Status.INFEASIBLE, message=message

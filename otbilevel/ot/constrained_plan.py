@@ -124,13 +124,13 @@ class UnderConstraints(Plan):
         return self.problem.mass * float(self.problem.xp.vecdot(self.lam, self.expectations))
 
     def value_linear(self) -> float:
-        return super().value_linear() + self._tilt
+        return super().value_linear() + self._tilt  # type: ignore[safe-super]  # the class beside this one has it
 
     def value(self) -> float:
-        return super().value() + self._tilt
+        return super().value() + self._tilt  # type: ignore[safe-super]  # the class beside this one has it
 
     def dual_value(self) -> float:
-        return super().dual_value() + self.problem.mass * self.system.dual_term(self.lam)
+        return super().dual_value() + self.problem.mass * self.system.dual_term(self.lam)  # type: ignore[safe-super]  # the class beside this one has it
 
     @cached_property
     def _slackness(self) -> float:
@@ -142,7 +142,7 @@ class UnderConstraints(Plan):
         return self.problem.mass * float(xp.sum(xp.abs(self.lam * (self.system.target(self.lam, values) - values))))
 
     def gap(self) -> float:
-        return super().gap() + self._slackness
+        return super().gap() + self._slackness  # type: ignore[safe-super]  # the class beside this one has it
 
     def gap_exact(self) -> float:
         return super().gap_exact() + self._slackness

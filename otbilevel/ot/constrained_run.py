@@ -69,15 +69,14 @@ class ConstrainedRun(Run):
         assert self.best is not None
         assert self.best_multipliers is not None
         plan = ConstrainedPlan.at(self.problem, self.system, *self.best, self.best_multipliers)
-        return plan_result(
-            plan, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton, advice=self.proof
-        )
+        return plan_result(plan, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton, advice=self.proof)
 
     def prove_infeasible(self, g: Array, multipliers: Array) -> bool:
         """Whether these g and lam prove that no plan satisfies the constraints; the run then has to stop.
 
-        For f_i = min_j (-sum_k lam_k D_kij - g_j), every plan P has sum P (f + g + sum_k lam_k D_k) <= 0. If its marginals are a and b
-        and its constraints hold, the left-hand side is at least <a, f> + <b, g> + h(lam), which must not be positive (Farkas' lemma).
+        For f_i = min_j (-sum_k lam_k D_kij - g_j), every plan P has sum P (f + g + sum_k lam_k D_k) <= 0. If its marginals are a
+        and b and its constraints hold, the left-hand side is at least <a, f> + <b, g> + h(lam), which must not be positive
+        (Farkas' lemma).
         """
         xp, system = self.problem.xp, self.system
         if not bool(xp.all(xp.isfinite(multipliers))):
@@ -122,12 +121,12 @@ class ConstrainedRun(Run):
             side, relation, what = ("lb", "<=", self.system.lb) if value > 0 else ("ub", ">=", self.system.ub)
             asked = mass * float(self.system.public(what)[order[0]])
             return (
-                f"infeasible: {names[0]} cannot be met, as <D, P> {relation} {mass * bound / value:.6g} for all plans with these marginals, "
-                f"and {side} = {asked:.6g}"
+                f"infeasible: {names[0]} cannot be met, as <D, P> {relation} {mass * bound / value:.6g} for all plans with "
+                f"these marginals, and {side} = {asked:.6g}"
             )
         asked, size = self.system.dual_term(multipliers), float(xp.sum(weight))
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return (
-            f"infeasible: {listed} cannot be met together. There is a combination of them that is at most {bound / size:.3g} of its scale "
-            f"for all plans with these marginals, and would have to be {asked / size:.3g}"
+            f"infeasible: {listed} cannot be met together. There is a combination of them that is at most {bound / size:.3g} of "
+            f"its scale for all plans with these marginals, and would have to be {asked / size:.3g}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.bordered import Bordered
 from otbilevel.ot.constrained_plan import TiltedPlan
 from otbilevel.ot.constrained_run import ConstrainedRun
@@ -40,13 +40,11 @@ class Step:
     runs_away: bool
 
 
-def newton_step(
-    plan: TiltedPlan, run: ConstrainedRun, radius: float, *, tol: float, max_cg: int, alone: bool = False
-) -> Step:
+def newton_step(plan: TiltedPlan, run: ConstrainedRun, radius: float, *, tol: float, max_cg: int, alone: bool = False) -> Step:
     """The maximum of the quadratic model over the g and lam whose signs are right, `alone`: over lam.
 
-    By an active-set method: equations are solved for the multipliers that may move; where one would change its sign the step ends, it
-    stays at zero, and the others go on. Each part climbs the model, so that the whole is a direction of ascent.
+    By an active-set method: equations are solved for the multipliers that may move; where one would change its sign the step
+    ends, it stays at zero, and the others go on. Each part climbs the model, so that the whole is a direction of ascent.
     """
     xp, system, reg, lam = run.problem.xp, run.system, plan.reg, plan.multipliers
     target = system.target(lam, plan.expectations)
@@ -64,7 +62,7 @@ def newton_step(
         else:
             dx, dy, nit = matrix.solve(*left, free, tol=tol, max_iter=max_cg, interrupt=run.monitor.overdue)
             run.work.products += nit
-        share, blocked = _until_blocked(xp, sign, lam[:few] / reg + y[:few], dy[:few])
+        share, blocked = _until_blocked(sign, lam[:few] / reg + y[:few], dy[:few])
         x, y = x + share * dx, y + share * dy
         if share >= 1.0:
             break
@@ -82,8 +80,9 @@ def newton_step(
     return Step((plan.g, lam), whole, (reg * x, reg * y), target, clipped, runs_away)
 
 
-def _until_blocked(xp, sign: Array, now: Array, step: Array) -> tuple[float, Array]:
+def _until_blocked(sign: Array, now: Array, step: Array) -> tuple[float, Array]:
     """The share of a step up to the first multiplier that reaches 0, and which do there."""
+    xp = array_namespace(sign)
     wrong = sign * (now + step) < 0
     if not bool(xp.any(wrong)):
         return 1.0, wrong

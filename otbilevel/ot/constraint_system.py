@@ -4,7 +4,8 @@ With multipliers lam, in units of the cost per unit of D, the plan is P = a b^T 
 
     max  <a, f> + <b, g> + h(lam) - reg sum (P - a b^T),      h(lam) = sum_k lb_k max(lam_k, 0) - ub_k max(-lam_k, 0),
 
-(X. Tang et al., arXiv:2403.05054, where inequalities have slack variables): lam_k > 0 only where lb_k is active, lam_k < 0 only where ub_k is.
+(X. Tang et al., arXiv:2403.05054, where inequalities have slack variables): lam_k > 0 only where lb_k is active, lam_k < 0 only
+where ub_k is.
 
 Multipliers stand in one vector: first those of the few constraints on the whole plan, then those that live on one row each.
 """
@@ -122,7 +123,7 @@ class ConstraintSystem:
         return self.xp.concat([part.pair(rows, weights, low, high) for part, _ in self._pieces(self.lb)])
 
     def target(self, multipliers: Array, values: Array) -> Array:
-        """What <D_k, P> = `values` should be where the multipliers are: the bound that they make active, or the nearest feasible value."""
+        """What `values` of <D_k, P> should be at these multipliers: the bound that is active, or the nearest feasible value."""
         xp = self.xp
         nearest = xp.minimum(xp.maximum(values, self.lb), self.ub)
         return xp.where(multipliers > 0, self.lb, xp.where(multipliers < 0, self.ub, nearest))
@@ -229,7 +230,8 @@ def make_system(given: tuple[PlanConstraint, ...], problem: OTProblem) -> Constr
     xp, sources, a = problem.xp, problem.sources, problem.a
     parts = [given[index].functionals.restrict(sources, problem.targets) for index in _by_kind(given)]
     low_rank = [part for part in parts if isinstance(part, LowRank)]
-    few = (*([_merged(low_rank)] if low_rank else []), *(part for part in parts if isinstance(part, Dense)))
+    few: tuple[Dense | LowRank, ...] = tuple(part for part in parts if isinstance(part, Dense))
+    few = (_merged(low_rank), *few) if low_rank else few
     means = [part for part in parts if isinstance(part, RowMeans)]
     rows = RowMeans(*(xp.concat([getattr(part, name) for part in means], axis=1) for name in "xy")) if means else None
     largest = [part.largest() for part in few]

@@ -32,8 +32,8 @@ class PlanConstraint:
     Raises
     ------
     TypeError, ValueError
-        When D is not an array of finite numbers of two or three dimensions, when a bound is NaN or has the wrong shape, when lb > ub, or
-        when no value satisfies a bound.
+        When D is not an array of finite numbers of two or three dimensions, when a bound is NaN or has the wrong shape, when lb >
+        ub, or when no value satisfies a bound.
 
     Notes
     -----
@@ -108,7 +108,8 @@ def separable(u: Any, v: Any, lb: Any = -math.inf, ub: Any = math.inf) -> PlanCo
     xp = common_namespace(factors)
     shapes = tuple(tuple(w.shape) for w in factors.values())
     if not 1 <= len(shapes[0]) <= 3 or len(shapes[0]) != len(shapes[1]) or shapes[0][:-1] != shapes[1][:-1]:
-        msg = f"u and v must have shapes (n,) and (m,), (K, n) and (K, m), or (K, r, n) and (K, r, m), got {shapes[0]} and {shapes[1]}"
+        wanted = "(n,) and (m,), (K, n) and (K, m), or (K, r, n) and (K, r, m)"
+        msg = f"u and v must have shapes {wanted}, got {shapes[0]} and {shapes[1]}"
         raise ValueError(msg)
     for name, w in factors.items():
         _require_finite(w, name)

@@ -41,6 +41,7 @@ class ExactOptions:
 GAP = 1e-8
 """Duality gap, relative to the range of the cost, up to which a vertex counts as optimal."""
 
+
 def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResult:
     """Solve the linear program. Needs host memory, and forms the n x m cost.
 

@@ -29,7 +29,7 @@ class Vertex(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """Minimise <P, C> + sum of penalties over P with marginals a and b, at the allowed pairs, and lower <= rows (P, slack) <= upper.
+    """Minimise <costs, (P, slack)> over P >= 0 with marginals a and b at the allowed pairs, with lower <= rows (P, slack) <= upper.
 
     Attributes
     ----------

@@ -55,15 +55,15 @@ class OTResult(Result):
     marginals : tuple
         ``(P 1, P' 1)``.
     multipliers : (K,) array
-        With constraints: their dual variables, in units of the cost per unit of D, in the order given; else empty. They tell how fast
-        the optimal value rises with the bounds: positive where a lower bound is active, negative where an upper bound is, 0 where none
-        is, and of either sign for equalities. The plan is then P_ij = a_i b_j exp((f_i + g_j + sum_k multipliers_k D_k(i, j) - C_ij) /
-        reg), and `dual_value` has the term sum_k multipliers_k t_k, where t_k is the active bound. `gap` and `gap_exact` then also count
-        by how much Q, weighted by the multipliers, is off these bounds.
+        With constraints: their dual variables, in units of the cost per unit of D, in the order given; else empty. They tell how
+        fast the optimal value rises with the bounds: positive where a lower bound is active, negative where an upper bound is, 0
+        where none is, and of either sign for equalities. The plan is then P_ij = a_i b_j exp((f_i + g_j + sum_k multipliers_k
+        D_k(i, j) - C_ij) / reg), and `dual_value` has the term sum_k multipliers_k t_k, where t_k is the active bound. `gap` and
+        `gap_exact` then also count by how much Q, weighted by the multipliers, is off these bounds.
     constraint_violation : float
-        With constraints: by how much <D_k, P> is outside its bounds, the largest over k, in units of D times mass; else 0. `success`
-        implies that each is at most tol times mass times sum_i a_i max_j |D_k(i, j)| / sum(a), as large as <D_k, P> may be (with
-        sums of products of factors, and test functions, an upper bound of it).
+        With constraints: by how much <D_k, P> is outside its bounds, the largest over k, in units of D times mass; else 0.
+        `success` implies that each is at most tol times mass times sum_i a_i max_j |D_k(i, j)| / sum(a), as large as <D_k, P> may
+        be (with sums of products of factors, and test functions, an upper bound of it).
     nit, nit_newton : int
         All iterations (Sinkhorn and Newton, over all levels of regularisation), and Newton steps among them.
     nsweep, nproduct : int
@@ -279,11 +279,14 @@ def _message(plan: EntropicPlan, status: Status, monitor: Monitor, method: str, 
     else:
         stall = f"no further progress; double precision promises no better than about {floor:.1g} here: raise tol, or raise reg"
     faster = ' use method="sns",' if method == "sinkhorn" else ""
-    advice = advice or {
-        Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
-        Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
-        Status.CALLBACK_STOP: "the callback asked to stop",
-        Status.NOT_FINITE: "a number is not finite: rescale C, and reg by the same factor",
-        Status.STALLED: stall,
-    }[status]
+    advice = (
+        advice
+        or {
+            Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
+            Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
+            Status.CALLBACK_STOP: "the callback asked to stop",
+            Status.NOT_FINITE: "a number is not finite: rescale C, and reg by the same factor",
+            Status.STALLED: stall,
+        }[status]
+    )
     return f"not converged, {plan.figures} > tol = {problem.tol:.2g}: {advice}"
