@@ -171,3 +171,9 @@ class ConstrainedVertex(UnderConstraints, ExplicitPlan):
         plan = cls(effective_problem(problem, system, multipliers), coupling, f, g)
         plan.system, plan.lam = system, multipliers
         return plan
+
+    def value(self) -> float:
+        return self.value_linear()
+
+    def gap(self) -> float:
+        return self.gap_exact()
