@@ -55,7 +55,7 @@ class Schedule:
     level_error: float
 
 
-SCHEDULES = Schedule(4.0, 2.0, 0.02), Schedule(1.6, 1.6, 1e-6)
+SCHEDULES = Schedule(4.0, 2.0, 1e-4), Schedule(1.6, 1.6, 1e-7)
 """The first does nearly always. The second is for constraints that hardly any plan satisfies: there the multipliers are large,
 and so are the effective costs beside reg, so that a multiplier which is not followed closely is soon too far from where it should
 be."""
