@@ -160,7 +160,7 @@ def _start(run: ConstrainedRun) -> tuple[Array, Array]:
     start, zero = run.problem.start, run.problem.xp.zeros_like(run.system.lb)
     known = None if start is None else start.multipliers
     fits = known is not None and known.shape[0] == sum(constraint.size for constraint in run.system.given)
-    return run.first_potential(), run.system.project(run.system.private(known)) if fits else zero
+    return run.first_potential(), run.system.project(run.system.private(run.problem.xp.astype(known, zero.dtype))) if fits else zero
 
 
 def _from_start(plan: TiltedPlan, run: ConstrainedRun) -> bool:

@@ -26,7 +26,7 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
         # In double precision, as results round what they return for float32 data. `reg` is 0 for an exact plan.
         f, g = init._plan.double_potentials()
         reg = init.reg or None
-        multipliers = problem.xp.astype(init.multipliers, problem.xp.float64)
+        multipliers = init.multipliers
     elif isinstance(init, (tuple, list)) and len(init) == 2:
         names, reg = ("init[0]", "init[1]"), None
         f, g = (as_array(v, name) for v, name in zip(init, names, strict=True))
