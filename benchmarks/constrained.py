@@ -7,6 +7,7 @@ Solves of one line are interleaved, and the least of some times is taken.
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 
@@ -72,12 +73,7 @@ def main():
                 reg = share * (C.max() - C.min())
                 result = solve_ot(None, None, C, reg=reg, constraints=constraint)
                 assert result.success, result.message
-                with_, without = race(
-                    [
-                        lambda reg=reg, constraint=constraint: solve_ot(None, None, C, reg=reg, constraints=constraint),
-                        lambda reg=reg: solve_ot(None, None, C, reg=reg),
-                    ]
-                )
+                with_, without = race([partial(solve_ot, None, None, C, reg=reg, constraints=given) for given in (constraint, ())])
                 bias = "" if optimum is None else f"{(result.value_linear - optimum) / (C.max() - C.min()):.1e}"
                 print(f"| {n} | {name} | {share:g} | {with_:.3f} | {with_ / without:.1f} | {seconds} | {bias} |", flush=True)
 

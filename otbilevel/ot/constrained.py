@@ -6,8 +6,7 @@ method, and speed this up by a schedule in reg and by Newton's method on all dua
 
 * `sinkhorn`: scaling passes and a step of Newton's method in lam alone, in turn;
 * `newton_path`: a path in reg with potentials and multipliers extrapolated linearly, at each level a few scaling passes, then
-  Newton's
-  method on (g, lam) with clipped steps and a line search on the slope, as in `newton`.
+  Newton's method on (g, lam) with clipped steps and a line search on the slope, as in `newton`.
 """
 
 from __future__ import annotations

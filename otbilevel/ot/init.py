@@ -37,7 +37,10 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
     common_namespace({names[0]: f, names[1]: g, **problem.whole.arrays})
     shape = problem.whole.shape
     _, g = (_checked(problem, v, name, size) for v, name, size in zip((f, g), names, shape, strict=True))
-    return Start(_moderate(problem, problem.targets.restrict(g)), reg, multipliers=multipliers)
+    g = problem.targets.restrict(g)
+    if problem.constraints is None or multipliers is None:  # else what is moderate depends on the multipliers
+        g = _moderate(problem, g)
+    return Start(g, reg, multipliers=multipliers)
 
 
 def _checked(problem: OTProblem, potential: Array, name: str, size: int) -> Array:

@@ -100,6 +100,7 @@ def solve_ot(  # noqa: PLR0913 -- a keyword for each thing that may be asked for
     ``options={"memory": ...}`` grants, by default 2^30 bytes; an active set may come on top, of at most a tenth of n m and 2^25
     entries. Beyond 5e10 pairs of NumPy points with squared Euclidean cost the marginal error is interpolated and checked on 4096
     rows and columns taken at random, and `message` says so.
+    With constraints four n x m arrays in double precision are at work, whatever the cost.
     Forbidden pairs cost a check of feasibility, which needs about a hundred bytes for each allowed pair.
 
     References
@@ -135,5 +136,6 @@ def solve_ot(  # noqa: PLR0913 -- a keyword for each thing that may be asked for
     geometry = make_geometry(C)
     strength = regularisation(reg, method, geometry)
     problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol))
-    problem = replace(problem, start=make_start(init, problem), constraints=make_system(as_constraints(constraints), problem))
+    problem = replace(problem, constraints=make_system(as_constraints(constraints), problem))
+    problem = replace(problem, start=make_start(init, problem))
     return report(call.solve(problem, f"solve_ot[{method}]"), raise_on_failure=call.raise_on_failure)

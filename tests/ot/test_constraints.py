@@ -445,6 +445,26 @@ def test_hardly_feasible(share):
     for reg in (0.1, 0.01):
         result = solve_ot(a, b, C, reg=reg, constraints=separable(x, y, lb=share * most))
         check_kkt(result, a, b, C, (x[:, None] * y)[None], share * most, np.inf)
+        again = solve_ot(a, b, C, reg=reg, constraints=separable(x, y, lb=share * most), init=result)
+        assert again.success and again.nit <= 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_at_random(seed):
+    """Constraints of all kinds of bounds that some plan satisfies, which is drawn first."""
+    rng = np.random.default_rng(seed)
+    n, m, k = (int(v) for v in rng.integers((2, 2, 1), (30, 30, 6)))
+    C = rng.random((n, m)) if seed % 2 else np.abs(rng.normal(size=n)[:, None] - rng.normal(size=m))
+    a, b = rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(m))
+    D = rng.normal(size=(k, n, m)) if seed % 3 else (rng.random((k, n, m)) < 0.3).astype(float)
+    values = (D * solve_ot(a, b, rng.random((n, m)), reg=0.05).plan).sum((1, 2))
+    kind, slack = rng.integers(0, 4, k), 0.02 * rng.random(k)
+    lb = np.where(kind < 2, values, np.where(kind == 3, values - slack, -np.inf))
+    ub = np.where((kind == 0) | (kind == 2), values, np.where(kind == 3, values + slack, np.inf))
+    optimum = linear_program(a, b, C, D, lb, ub)
+    regs = [share * np.ptp(C) for share in (1e-1, 1e-2, 1e-3)]
+    for result in check_limit(a, b, C, PlanConstraint(D, lb, ub), optimum, regs):
+        check_kkt(result, a, b, C, D, lb, ub)
 
 
 @pytest.mark.parametrize("method", METHODS)
