@@ -16,6 +16,7 @@ class Status(IntEnum):
     STALLED = 3
     NOT_FINITE = 4
     NUMERICAL_FAILURE = 5
+    INFEASIBLE = 6
     CALLBACK_STOP = 99
 
 

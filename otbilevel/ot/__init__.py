@@ -2,6 +2,7 @@
 
 from otbilevel.ot.batch import solve_ot_batch
 from otbilevel.ot.batch_result import OTBatchResult
+from otbilevel.ot.constraints import PlanConstraint, martingale, separable
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.grid import Grid
 from otbilevel.ot.partial_mass import PartialMass
@@ -19,9 +20,12 @@ __all__ = [
     "OTBatchResult",
     "OTResult",
     "PartialMass",
+    "PlanConstraint",
     "PointCloud",
     "TotalVariation",
+    "martingale",
     "reg_path",
+    "separable",
     "solve_ot",
     "solve_ot_batch",
 ]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
-from scipy import optimize, sparse
+from scipy import sparse
 
 from otbilevel._core import validate
 from otbilevel._core.array import device, to_numpy
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import Status
+from otbilevel.ot.constrained_exact import constrained_vertex
+from otbilevel.ot.constrained_plan import ConstrainedVertex
 from otbilevel.ot.explicit_plan import ExplicitPlan
+from otbilevel.ot.linear_program import LARGEST_LIMIT, Program, Vertex, solve_program
 from otbilevel.ot.plan import c_transform_columns, c_transform_rows, finite
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
@@ -39,19 +42,6 @@ class ExactOptions:
 
 GAP = 1e-8
 """Duality gap, relative to the range of the cost, up to which a vertex counts as optimal."""
-LARGEST_LIMIT = 2**31 - 1
-"""The largest iteration limit that the solvers understand."""
-
-
-class Vertex(NamedTuple):
-    """An optimal vertex of the transport polytope with its potentials."""
-
-    coupling: sparse.csr_array
-    f: np.ndarray
-    g: np.ndarray
-    nit: int
-    status: Status
-    message: str
 
 
 def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResult:
@@ -62,29 +52,40 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     ImportError
         When ``solver="network-simplex"`` and POT is not installed.
     """
-    pot = _import_pot() if options.solver != "highs" else None
+    if problem.constraints is not None and options.solver == "network-simplex":
+        msg = 'solver="network-simplex" takes no constraints: use solver="highs"'
+        raise ValueError(msg)
+    pot = _import_pot() if options.solver != "highs" and problem.constraints is None else None
     if options.solver == "network-simplex" and pot is None:
         msg = 'solver="network-simplex" needs POT: pip install "otbilevel[pot]"'
         raise ImportError(msg)
     cost, shift, unit = _normalise(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])), problem)
     a, b = to_numpy(problem.a), to_numpy(problem.b)
-    vertex = _highs(a, b, cost, monitor) if pot is None else _network_simplex(pot, a, b, cost, monitor)
+    if problem.constraints is not None:
+        vertex = constrained_vertex(problem.constraints, a, b, cost, monitor)
+    else:
+        vertex = _highs(a, b, cost, monitor) if pot is None else _network_simplex(pot, a, b, cost, monitor)
     xp, where = problem.xp, device(problem.a)
-    f, g = (xp.asarray(v, dtype=xp.float64, device=where) for v in (unit * vertex.f + shift, unit * vertex.g))
+    duals = (unit * vertex.f + shift, unit * vertex.g, unit * vertex.multipliers)
+    f, g, multipliers = (xp.asarray(v, dtype=xp.float64, device=where) for v in duals)
     if vertex.status is not Status.SUCCESS:  # duals on the way may be infeasible: make them feasible
         g = finite(xp, c_transform_columns(problem.geometry, f))
         f = c_transform_rows(problem.geometry, g)
-    plan = ExplicitPlan(problem, vertex.coupling, f, g)
-    error, status, message = plan.marginal_error, vertex.status, vertex.message
-    if status is Status.SUCCESS and error > problem.tol:
-        status, message = Status.NUMERICAL_FAILURE, f"the marginals are off by {error:.2g} > tol = {problem.tol:.2g}"
+    plan: ExplicitPlan
+    if problem.constraints is not None:
+        plan = ConstrainedVertex.at(problem, problem.constraints, vertex.coupling, f, g, multipliers)
+    else:
+        plan = ExplicitPlan(problem, vertex.coupling, f, g)
+    status, message = vertex.status, vertex.message
+    if status is Status.SUCCESS and plan.residual > problem.tol:
+        status, message = Status.NUMERICAL_FAILURE, f"{plan.figures} > tol = {problem.tol:.2g}"
     elif status is Status.SUCCESS and plan.gap_exact() > GAP * problem.mass * unit:
         status, message = Status.NUMERICAL_FAILURE, f"the duality gap is {plan.gap_exact():.2g}, no vertex is proved optimal"
     if status is Status.ITERATION_LIMIT:
         message = f"the limit max_iter = {monitor.max_iter} is reached: raise it"
     success = status is Status.SUCCESS
     return OTResult(
-        marginal_error=error,
+        marginal_error=plan.marginal_error,
         reg=0.0,
         nit=vertex.nit,
         nit_newton=0,
@@ -133,31 +134,8 @@ def _network_simplex(pot: ModuleType, a: np.ndarray, b: np.ndarray, cost: np.nda
     coupling[~np.isfinite(cost)] = 0.0
     code = log["result_code"]
     status = {1: Status.SUCCESS, 3: Status.ITERATION_LIMIT}.get(code, Status.NUMERICAL_FAILURE)
-    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, status, log["warning"] or "")
+    return Vertex(sparse.csr_array(coupling), log["u"], log["v"], np.zeros(0), 0, status, log["warning"] or "")
 
 
 def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
-    n, m = cost.shape
-    i, j = np.nonzero(np.isfinite(cost))
-    pairs = np.arange(len(i))
-    sums = sparse.csr_array(
-        (np.ones(2 * len(i)), (np.concatenate([i, n + j]), np.concatenate([pairs, pairs]))), shape=(n + m, len(i))
-    )
-    solution = optimize.linprog(
-        cost[i, j],
-        A_eq=sums,
-        b_eq=np.concatenate([a, b * (a.sum() / b.sum())]),
-        method="highs",
-        options={
-            "maxiter": min(monitor.max_iter, LARGEST_LIMIT),
-            "primal_feasibility_tolerance": 1e-10,
-            "dual_feasibility_tolerance": 1e-10,
-        },
-    )
-    status = {0: Status.SUCCESS, 1: Status.ITERATION_LIMIT}.get(solution.status, Status.NUMERICAL_FAILURE)
-    if solution.x is None:  # it keeps its iterate to itself
-        return Vertex(sparse.csr_array((n, m)), np.zeros(n), np.zeros(m), int(solution.nit), status, solution.message)
-    duals = solution.eqlin.marginals
-    coupling = sparse.csr_array((solution.x, (i, j)), shape=(n, m))
-    coupling.eliminate_zeros()
-    return Vertex(coupling, duals[:n], duals[n:], int(solution.nit), status, solution.message)
+    return solve_program(Program.of(a, b, cost), monitor)

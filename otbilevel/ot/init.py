@@ -20,11 +20,13 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
     """
     if init is None:
         return None
+    multipliers = None
     if isinstance(init, OTResult):
         names = ("init.f", "init.g")
         # In double precision, as results round what they return for float32 data. `reg` is 0 for an exact plan.
         f, g = init._plan.double_potentials()
         reg = init.reg or None
+        multipliers = init.multipliers
     elif isinstance(init, (tuple, list)) and len(init) == 2:
         names, reg = ("init[0]", "init[1]"), None
         f, g = (as_array(v, name) for v, name in zip(init, names, strict=True))
@@ -36,7 +38,10 @@ def make_start(init: Any, problem: OTProblem) -> Start | None:
     shape = problem.whole.shape
     _, g = (_checked(problem, v, name, size) for v, name, size in zip((f, g), names, shape, strict=True))
     g = problem.targets.restrict(g)
-    return Start(g if problem.marginals is not None else _moderate(problem, g), reg)
+    # Where constants matter, or what is moderate depends on the multipliers, g is taken as it is.
+    if problem.marginals is None and (problem.constraints is None or multipliers is None):
+        g = _moderate(problem, g)
+    return Start(g, reg, multipliers=multipliers)
 
 
 def _checked(problem: OTProblem, potential: Array, name: str, size: int) -> Array:

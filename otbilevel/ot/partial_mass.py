@@ -163,6 +163,8 @@ class _Search:
         counts = {name: sum(getattr(one, name) for one in results) for name in ("nit", "nit_newton", "nsweep", "nproduct")}
         result = replace(best, _plan=plan, marginal_error=error, history=history, **counts)
         if best.success and error > best._tol:
-            message = shortfall(error, best._tol, "no price gives exactly this mass: raise tol, or raise reg")
+            message = shortfall(
+                f"marginal error {error:.2g}", best._tol, "no price gives exactly this mass: raise tol, or raise reg"
+            )
             result = replace(result, success=False, status=Status.STALLED, message=message)
         return result

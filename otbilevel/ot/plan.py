@@ -47,6 +47,27 @@ class Plan(ABC):
         return float(xp.sum(xp.abs(self.row_sums - p.a))) + float(xp.sum(xp.abs(self.column_sums - p.b)))
 
     @property
+    def residual(self) -> float:
+        """What must be at most `tol`: the marginal error, or what constraints are off by if that is more."""
+        return self.marginal_error
+
+    @property
+    def figures(self) -> str:
+        """The same in words."""
+        return f"marginal error {self.marginal_error:.2g}"
+
+    @property
+    def multipliers(self) -> Array:
+        """Dual variables of constraints on the plan, in the user's order and dtype."""
+        p = self.problem
+        return p.xp.zeros((0,), dtype=p.dtype, device=device(p.a))
+
+    @property
+    def constraint_violation(self) -> float:
+        """By how much a constraint on the plan is violated, in its own units."""
+        return 0.0
+
+    @property
     def marginals(self) -> tuple[Array, Array]:
         """Both marginals in the user's points, mass and dtype."""
         p = self.problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -17,6 +17,9 @@ from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.penalties import Fixed, Penalty
 from otbilevel.ot.start import Start
 from otbilevel.ot.stored_plan import Room
+
+if TYPE_CHECKING:
+    from otbilevel.ot.constraint_system import ConstraintSystem
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,8 @@ class OTProblem:
         Memory that a run of solves shares.
     marginals : Marginals or None
         What it costs to miss the weights; None where they have to be met. Weights with a price have unit mass only in the mean.
+    constraints : ConstraintSystem or None
+        Linear constraints on the plan.
     """
 
     a: Array
@@ -105,6 +110,7 @@ class OTProblem:
     start: Start | None = None
     room: Room | None = None
     marginals: Marginals | None = None
+    constraints: ConstraintSystem | None = None
 
     @property
     def xp(self) -> ModuleType:

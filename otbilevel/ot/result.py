@@ -59,6 +59,16 @@ class OTResult(Result):
         rows and columns is added.
     marginals : tuple
         ``(P 1, P' 1)``.
+    multipliers : (K,) array
+        With constraints: their dual variables, in units of the cost per unit of D, in the order given; else empty. They tell how
+        fast the optimal value rises with the bounds: positive where a lower bound is active, negative where an upper bound is, 0
+        where none is, and of either sign for equalities. The plan is then P_ij = a_i b_j exp((f_i + g_j + sum_k multipliers_k
+        D_k(i, j) - C_ij) / reg), and `dual_value` has the term sum_k multipliers_k t_k, where t_k is the active bound. `gap` and
+        `gap_exact` then also count by how much Q, weighted by the multipliers, is off these bounds.
+    constraint_violation : float
+        With constraints: by how much <D_k, P> is outside its bounds, the largest over k, in units of D times mass; else 0.
+        `success` implies that each is at most tol times mass times sum_i a_i max_j |D_k(i, j)| / sum(a), as large as <D_k, P> may
+        be (with sums of products of factors, and test functions, an upper bound of it).
     nit, nit_newton : int
         All iterations (Sinkhorn and Newton, over all levels of regularisation), and Newton steps among them.
     nsweep, nproduct : int
@@ -157,6 +167,16 @@ class OTResult(Result):
         """``(P 1, P' 1)``."""
         return self._plan.marginals
 
+    @cached_property
+    def multipliers(self) -> Array:
+        """Dual variables of the constraints, shape (K,)."""
+        return self._plan.multipliers
+
+    @cached_property
+    def constraint_violation(self) -> float:
+        """The largest violation of a constraint."""
+        return self._plan.constraint_violation
+
     def apply(self, v: Any, axis: int = 1) -> Array:
         """Multiply the plan by vectors without an n x m array.
 
@@ -224,11 +244,18 @@ def entropic_result(
 ) -> OTResult:
     """Certify the potentials (g with reg log b in it) and say how the run ended."""
     plan = plan_kind(problem).certify(problem, f, g)
+    return plan_result(plan, method=method, monitor=monitor, work=work, nit_newton=nit_newton)
+
+
+def plan_result(
+    plan: EntropicPlan, *, method: str, monitor: Monitor, work: Work, nit_newton: int = 0, advice: str = ""
+) -> OTResult:
+    """Say how the run ended that led to this certified plan; `advice` is what the method knows better about a failure."""
+    problem = plan.problem
     work.sweeps += 1
-    error = plan.marginal_error
-    status = _status(problem, error, monitor)
+    status = _status(problem, plan.residual, monitor)
     return OTResult(
-        marginal_error=error,
+        marginal_error=plan.marginal_error,
         reg=problem.reg,
         nit=monitor.nit,
         nit_newton=nit_newton,
@@ -236,7 +263,7 @@ def entropic_result(
         nproduct=work.products,
         success=status is Status.SUCCESS,
         status=status,
-        message=_message(problem, status, error, monitor, method) + (f" ({plan.sampled})" if plan.sampled else ""),
+        message=_message(plan, status, monitor, method, advice) + (f" ({plan.sampled})" if plan.sampled else ""),
         method=method,
         history={name: np.asarray(values) for name, values in monitor.history.items()},
         _plan=plan,
@@ -252,25 +279,29 @@ def _status(problem: OTProblem, error: float, monitor: Monitor) -> Status:
     return monitor.status or Status.STALLED
 
 
-def _message(problem: OTProblem, status: Status, error: float, monitor: Monitor, method: str) -> str:
+def _message(plan: EntropicPlan, status: Status, monitor: Monitor, method: str, advice: str) -> str:
+    problem, error = plan.problem, plan.residual
     if status is Status.SUCCESS:
-        return f"converged: marginal error {error:.2g} <= tol = {problem.tol:.2g}"
+        return f"converged: {plan.figures} <= tol = {problem.tol:.2g}"
     floor = problem.rounding_floor
     if not problem.at_floor(error):
         stall = "the steps no longer help, as happens where many costs tie: raise reg, or raise tol"
     else:
         stall = f"no further progress; double precision promises no better than about {floor:.1g} here: raise tol, or raise reg"
     faster = ' use method="sns",' if method == "sinkhorn" else ""
-    advice = {
-        Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
-        Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
-        Status.CALLBACK_STOP: "the callback asked to stop",
-        Status.NOT_FINITE: "a number is not finite: rescale C, and reg by the same factor",
-        Status.STALLED: stall,
-    }[status]
-    return shortfall(error, problem.tol, advice)
+    advice = (
+        advice
+        or {
+            Status.ITERATION_LIMIT: f"the limit max_iter = {monitor.max_iter} is reached: raise it,{faster} or raise reg",
+            Status.TIME_LIMIT: f"the time limit of {monitor.time_limit:g} s is reached: raise it, or raise reg or tol",
+            Status.CALLBACK_STOP: "the callback asked to stop",
+            Status.NOT_FINITE: "a number is not finite: rescale C, and reg by the same factor",
+            Status.STALLED: stall,
+        }[status]
+    )
+    return shortfall(plan.figures, problem.tol, advice)
 
 
-def shortfall(error: float, tol: float, advice: str) -> str:
+def shortfall(figures: str, tol: float, advice: str) -> str:
     """The message of a result that is not accurate enough."""
-    return f"not converged, marginal error {error:.2g} > tol = {tol:.2g}: {advice}"
+    return f"not converged, {figures} > tol = {tol:.2g}: {advice}"

@@ -62,6 +62,13 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     entries that underflowed in K cannot matter, it is absorbed into g and K computed anew. At small reg this happens at every
     iteration, which then is the log-domain iteration: one fused sweep. Beside points the plan is the one that `point_plan` chooses.
     """
+    if problem.constraints is not None:
+        if options.relaxation != 1.0:
+            msg = f"relaxation = {options.relaxation} cannot be had with constraints: leave it out"
+            raise ValueError(msg)
+        from otbilevel.ot import constrained  # noqa: PLC0415 -- it builds on this module
+
+        return constrained.sinkhorn(problem, monitor, options.memory)
     run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=False)
     plan.sweep(run.first_potential(), problem.reg)

@@ -29,7 +29,7 @@ from functools import partial
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
-from otbilevel.ot import sns_paper
+from otbilevel.ot import constrained, sns_paper
 from otbilevel.ot.entry import enter
 from otbilevel.ot.newton import NewtonRule, TooFarError, newton
 from otbilevel.ot.point_plan import MEMORY, check_memory
@@ -150,6 +150,11 @@ MAX_ACTIVE = 2**25
 
 def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult:
     """Solve by the path and Newton's method, or by the paper's algorithm."""
+    if problem.constraints is not None:
+        if options.variant == "paper":
+            msg = 'variant="paper" takes no constraints: leave it out'
+            raise ValueError(msg)
+        return constrained.newton_path(problem, monitor, options.memory)
     run = Run(problem, monitor, options.memory)
     if options.variant == "paper":
         return sns_paper.solve(run, options.n_sinkhorn or 20, options.hessian_density)

@@ -10,6 +10,8 @@ from typing import Any
 from otbilevel._core.monitor import Callback
 from otbilevel._core.result import report
 from otbilevel.ot.call import Call, price, regularisation, tolerance
+from otbilevel.ot.constraint_system import make_system
+from otbilevel.ot.constraints import as_constraints
 from otbilevel.ot.init import make_start
 from otbilevel.ot.partial_mass import PartialMass, check_mass, solve_partial
 from otbilevel.ot.problem import make_geometry, make_problem
@@ -26,6 +28,7 @@ def solve_ot(
     unbalanced: Any = None,
     tol: float | None = None,
     max_iter: int | None = None,
+    constraints: Any = (),
     init: Any = None,
     callback: Callback | None = None,
     progress: bool = False,
@@ -60,6 +63,10 @@ def solve_ot(
         unbalanced transport). By default 1e-9, for float32 data 1e-5.
     max_iter : int, optional
         Limit of all iterations together; each method has its default.
+    constraints : PlanConstraint or list of PlanConstraint
+        Linear constraints lb <= <D, P> <= ub on the plan, see `otbilevel.ot.PlanConstraint`, `otbilevel.ot.separable` and
+        `otbilevel.ot.martingale`. `multipliers` and `constraint_violation` of the result belong to them. Points are then expanded
+        to a cost matrix.
     init : OTResult or tuple, optional
         Where to start: a result, of this problem or one like it, or a pair ``(f, g)`` of potentials, (n,) and (m,), in units of the
         cost and with the meaning that they have in a result. Its `reg` may differ from that of this call: "sns" goes on from
@@ -102,6 +109,7 @@ def solve_ot(
     ``options={"memory": ...}`` grants, by default 2^30 bytes; an active set may come on top, of at most a tenth of n m and 2^25
     entries. Beyond 5e10 pairs of NumPy points with squared Euclidean cost the marginal error is interpolated and checked on 4096
     rows and columns taken at random, and `message` says so.
+    With constraints four n x m arrays in double precision are at work, whatever the cost.
     Forbidden pairs cost a check of feasibility, which needs about a hundred bytes for each allowed pair.
 
     References
@@ -144,6 +152,10 @@ def solve_ot(
     strength = regularisation(reg, method, geometry)
     penalties = price(unbalanced, call)
     problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol), penalties=penalties)
+    problem = replace(problem, constraints=make_system(as_constraints(constraints), problem))
+    if problem.constraints is not None and problem.marginals is not None:
+        msg = "constraints need fixed marginals: leave either constraints or unbalanced out"
+        raise ValueError(msg)
     problem = replace(problem, start=make_start(init, problem))
     run = partial(call.solve, label=f"solve_ot[{method}]")
     if isinstance(unbalanced, PartialMass):

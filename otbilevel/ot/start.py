@@ -22,11 +22,14 @@ class Start:
         The regularisation that they solve the problem for, where it is known.
     before : Start or None
         A solution for a larger reg.
+    multipliers : (K,) array or None
+        Those of the constraints that this solution had, in the user's order.
     """
 
     g: Array
     reg: float | None = None
     before: Start | None = None
+    multipliers: Array | None = None
 
     def column_potential(self, b: Array, reg: float) -> Array:
         """Guess g at `reg`, with the weight b in it as `row_plan` has it.
