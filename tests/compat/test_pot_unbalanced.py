@@ -143,7 +143,7 @@ def test_zero_weights(kind):
     )
     assert_allclose(plan[np.ix_(rows, columns)], theirs, atol=1e-9)
     assert plan.sum() == pytest.approx(theirs.sum())
-    assert_allclose(log["total_cost"], their_log["total_cost"], rtol=1e-7)
+    assert_allclose(log["cost"], their_log["cost"], rtol=1e-7)
     start = log["logu"], log["logv"]
     again = pot.sinkhorn_unbalanced(a, b, M, 0.1, (1.0, 0.3), warmstart=start, log=True, **options)[1]
     assert again["niter"] <= 1
@@ -153,17 +153,29 @@ def test_a_measure_that_forbids_pairs():
     a, b, M = problem()
     c = reference("c", M.shape)["c"]
     c[c < 0.2] = 0
-    theirs = quietly(ot.sinkhorn_unbalanced, a, b, M, 0.1, (1.0, 0.3), c=c, **TIGHT)
-    ours, log = pot.sinkhorn_unbalanced(a, b, M, 0.1, (1.0, 0.3), c=c, log=True, **ACCURATE)
+    theirs = quietly(ot.sinkhorn_unbalanced, a, b, M, 0.1, (INF, 0.3), c=c, **TIGHT)
+    ours, log = pot.sinkhorn_unbalanced(a, b, M, 0.1, (INF, 0.3), c=c, log=True, **ACCURATE)
     assert_allclose(ours, theirs, atol=1e-9)
     assert (ours[c == 0] == 0).all()
     used = ours > 0
     expected = np.sum(ours * M) + 0.1 * divergence(ours[used], c[used])
-    expected += 1.0 * divergence(ours.sum(1), a) + 0.3 * divergence(ours.sum(0), b)
+    expected += 0.3 * divergence(ours.sum(0), b)
     assert log["total_cost"] == pytest.approx(expected, rel=1e-9)
     forbidden = np.where(c == 0, np.inf, M)
     _, log = pot.sinkhorn_unbalanced(a, b, forbidden, 0.1, 1.0, log=True, reg_type="entropy")
     assert np.isfinite(log["cost"])
+
+
+def test_the_total_without_terms_of_mass_is_zero_where_no_side_is_fixed():
+    a, b, M = problem()
+    total, log = pot.sinkhorn_unbalanced2(a, b, M, 0.1, (1.0, 0.3), returnCost="total", log=True, **ACCURATE)
+    assert abs(total) < 1e-8
+    theirs = ot.sinkhorn_unbalanced2(a, b, M, 0.1, (1.0, 0.3), returnCost="total", **TIGHT)
+    assert abs(theirs) < 1e-8
+    P = pot.sinkhorn_unbalanced(a, b, M, 0.1, (1.0, 0.3), **ACCURATE)
+    value = np.sum(P * M) + 0.1 * divergence(P, np.outer(a, b), mass=1.0)
+    value += divergence(P.sum(1), a, mass=1.0) + 0.3 * divergence(P.sum(0), b, mass=1.0)
+    assert log["result"].value == pytest.approx(value, rel=1e-8)
 
 
 def test_infinite_prices_are_exact_marginals():
@@ -185,10 +197,11 @@ def test_small_reg_that_plain_sinkhorn_cannot_do():
     assert_allclose(ours.sum(0), b * np.exp(-reg * log["logv"] / price), rtol=1e-6)
 
 
-def scaling(a, b, M, reg, prices, measure, sweeps=20_000):
+def scaling(a, b, M, reg, prices, measure):
     """The scaling algorithm of Chizat et al. for total variation, against any measure, in plain NumPy."""
-    log_kernel, f, g = np.log(measure) - M / reg, np.zeros_like(a), np.zeros_like(b)
-    for _ in range(sweeps):
+    log_kernel, f, g, before = np.log(measure) - M / reg, np.zeros_like(a), np.zeros_like(b), np.inf
+    while np.max(np.abs(f - before)) > 1e-13:
+        before = f
         soft = np.logaddexp.reduce(log_kernel + g / reg, axis=1)
         f = np.clip(reg * (np.log(a) - soft), -prices[0], prices[0])
         soft = np.logaddexp.reduce(log_kernel + f[:, None] / reg, axis=0)
@@ -196,7 +209,7 @@ def scaling(a, b, M, reg, prices, measure, sweeps=20_000):
     return np.exp(log_kernel + (f[:, None] + g) / reg)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", ["KL", "entropy", "c"])
 @pytest.mark.parametrize("penalty", ["KL", "tv"])
 def test_solve_is_that_of_pot(penalty, kind, seed):
@@ -204,7 +217,7 @@ def test_solve_is_that_of_pot(penalty, kind, seed):
     reg, prices = 0.1, (0.5, 0.3)
     options = reference(kind, M.shape)
     ours = pot.solve(M, a, b, reg=reg, unbalanced=prices, unbalanced_type=penalty, **options)
-    theirs = quietly(ot.solve, M, a, b, reg=reg, unbalanced=prices, unbalanced_type=penalty, max_iter=100_000, tol=1e-15, **options)
+    theirs = quietly(ot.solve, M, a, b, reg=reg, unbalanced=prices, unbalanced_type=penalty, max_iter=2000, tol=1e-15, **options)
     measure = {"KL": np.outer(a, b), "entropy": np.ones_like(M), "c": options.get("c")}[kind]
     if penalty == "KL":
         atol = 2e-6 if theirs.potentials is None else 1e-8  # L-BFGS-B
@@ -411,11 +424,11 @@ C = np.ones_like(M)
         (lambda: pot.sinkhorn_unbalanced(A, B, M, 0.1, 1, warmstart=3), TypeError, "warmstart must be a pair"),
         (lambda: pot.sinkhorn_unbalanced(A, B, M, 0.1, 1, c=C[:3]), ValueError, "c must have the shape of M"),
         (lambda: pot.sinkhorn_unbalanced(A, B, M, 0.1, 1, c=-C), ValueError, "c must hold finite weights"),
-        (lambda: pot.sinkhorn_unbalanced(A, B, M, 0.1, 1, c=0 * C), ValueError, r"M - reg \* log\(c\) forbids every pair of row 0"),
+        (lambda: pot.sinkhorn_unbalanced(A, B, M, 0.1, 1, c=0 * C), ValueError, "M or c forbids every pair of row 0"),
         (lambda: pot.sinkhorn_unbalanced(A, B, M, 0.1, 1, c=C, reg_type="entropy"), ValueError, "c is overwritten"),
         (lambda: pot.sinkhorn_unbalanced(-A, B, M, 0.1, 1, reg_type="entropy"), ValueError, r"a\[0\] is negative"),
         (lambda: pot.sinkhorn_unbalanced(A, B * np.nan, M, 0.1, 1, reg_type="entropy"), ValueError, r"b\[0\] is NaN"),
-        (lambda: pot.sinkhorn_unbalanced(A[1:], B, M, 0.1, 1, c=C), ValueError, "a has 19 weights, but M has shape"),
+        (lambda: pot.sinkhorn_unbalanced(A[1:], B, M, 0.1, 1, c=C), ValueError, "a has 19 weights, but M or c has shape"),
         (lambda: pot.sinkhorn_unbalanced(A, B[1:], M, 0.1, 1, c=C), ValueError, "b must have shape"),
         (lambda: pot.sinkhorn_unbalanced(A, SEVERAL, M, 0.1, 1, c=C), ValueError, "c is for one histogram"),
         (lambda: pot.sinkhorn_unbalanced2(A, B, M, 0.1, 1, returnCost="all"), ValueError, "returnCost must be one of"),
@@ -434,7 +447,7 @@ C = np.ones_like(M)
         (lambda: pot.solve(M, A, SEVERAL, reg=1, unbalanced=1), ValueError, "b must be one-dimensional"),
         (lambda: pot.solve(M, A, B, reg=1, unbalanced=1, potentials_init=(A, A)), ValueError, r"potentials_init\[1\] must have"),
         (
-            lambda: pot.solve(M, A * (A > A[0]), B, reg=1, unbalanced=1, unbalanced_type="TV", reg_type="entropy"),
+            lambda: pot.solve(M, A * (A[0] < A), B, reg=1, unbalanced=1, unbalanced_type="TV", reg_type="entropy"),
             ValueError,
             "a has weights that are 0",
         ),

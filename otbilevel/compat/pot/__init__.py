@@ -39,7 +39,7 @@ __all__ = [
 def __getattr__(name: str) -> NoReturn:
     """Say where the rest of POT is."""
     msg = (
-        f"{__name__} has no {name!r}: it stands in for sinkhorn, sinkhorn2, sinkhorn_unbalanced, sinkhorn_unbalanced2, emd, "
-        "emd2, solve, solve_sample, dist, unif and partial.entropic_partial_wasserstein of POT; the rest is in POT itself, `import ot`"
+        f"{__name__} has no {name!r}: it stands in for sinkhorn, sinkhorn2, sinkhorn_unbalanced, sinkhorn_unbalanced2, emd, emd2, "
+        "solve, solve_sample, dist, unif and partial.entropic_partial_wasserstein; the rest of POT is in POT itself, `import ot`"
     )
     raise AttributeError(msg)

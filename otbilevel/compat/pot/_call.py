@@ -146,8 +146,8 @@ def run(
         limit = None if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
         options: dict[str, Any] = {"method": "exact"} if reg is None else {"reg": reg, "init": init, "unbalanced": unbalanced}
         if tol is not None:  # an error in units of the mass
-            mass = given.mass if unbalanced is None else 0.5 * (given.mass + mass_of(b))
-            options["tol"] = validate.real(tol, "tol", low=0.0) / max(mass, math.ulp(0.0))
+            mass = given.mass if unbalanced is None else mean_mass(given.a, b)
+            options["tol"] = validate.real(tol, "tol", low=0.0) / (mass if 0 < mass < math.inf else 1.0)  # else refused below
         show = bool(verbose) and reg is not None
         try:
             return solve_ot(given.a, b, given.geometry, max_iter=limit, progress=show, raise_on_failure=True, **options)
@@ -162,6 +162,11 @@ def mass_of(w: Array) -> float:
     """The sum in double precision."""
     xp = array_namespace(w)
     return float(xp.sum(xp.astype(w, xp.float64)))
+
+
+def mean_mass(a: Array, b: Array) -> float:
+    """Of both sides: the unit of marginal errors where their masses differ."""
+    return 0.5 * (mass_of(a) + mass_of(b))
 
 
 def log_weights(w: Array) -> Array:

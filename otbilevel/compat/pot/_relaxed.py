@@ -18,7 +18,7 @@ from typing import Any
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace
-from otbilevel.compat.pot._call import Histograms, log_scalings, log_weights, mass_of, potentials_of, run
+from otbilevel.compat.pot._call import Histograms, log_scalings, log_weights, mass_of, mean_mass, potentials_of, run
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.penalties import KL, Fixed, Penalty, TotalVariation
 from otbilevel.ot.result import OTResult
@@ -72,7 +72,7 @@ class Relaxed:
     @property
     def mass(self) -> float:
         """The mean mass of the measures that are solved for, the unit of `OTResult.marginal_error`."""
-        return 0.5 * (self.solved.mass + mass_of(self.solved.b))
+        return mean_mass(self.solved.a, self.solved.b)
 
     def solve(
         self, *, names: Mapping[str, str], tol: Any, max_iter: Any, start: Any, start_name: str, verbose: bool, stacklevel: int
@@ -82,9 +82,10 @@ class Relaxed:
         if tol is None:
             xp = self.given.xp
             dtype = xp.result_type(self.given.a, self.given.b, self.given.geometry.dtype)
-            tol = (1e-5 if dtype == xp.float32 else 1e-9) * 0.5 * (self.given.mass + mass_of(self.given.b))
+            mass = mean_mass(self.given.a, self.given.b)
+            tol = (1e-5 if dtype == xp.float32 else 1e-9) * (mass if 0 < mass < math.inf else 1.0)  # else `solve_ot` refuses it
         if not isinstance(self.reference, str):
-            names = {**names, "C": "M - reg * log(c)"}
+            names = {**names, "C": "M or c"}
         return run(
             self.solved,
             self.solved.b,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from otbilevel._core import validate
@@ -112,6 +113,8 @@ def _constraint(given: Histograms, m: Any) -> Any:
     """What `solve_ot` takes: a mass, or a side that is all of it."""
     sides = given.mass, mass_of(given.b)
     least = min(sides)
+    if not 0 < least < math.inf:
+        return Fixed(), Fixed()  # for `solve_ot` to say what is wrong with the weights
     wanted = least if m is None else validate.real(m, "m", low=0.0, strict=True)
     xp = given.xp
     single = xp.result_type(given.a, given.b, given.geometry.dtype) == xp.float32

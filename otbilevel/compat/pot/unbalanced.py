@@ -137,8 +137,9 @@ def sinkhorn_unbalanced2(
         As in `sinkhorn_unbalanced`. No n x m plan is formed, unless there is a c.
     returnCost : {"linear", "total"}
         <P, M>, or <P, M> + reg sum P log(P / R) + reg_m1 sum r log(r / a) + reg_m2 sum s log(s / b) with the marginals r, s of P:
-        POT leaves out the terms of mass that the divergences have in what is minimised. A fixed side counts nothing. For several
-        histograms only ``"linear"``.
+        POT leaves out the terms of mass that the divergences have in what is minimised, and so the total is 0, but for rounding,
+        where no side is fixed. What is minimised is `value` of `log["result"]`, where R is a b^T. For several histograms only
+        ``"linear"``.
 
     Returns
     -------
