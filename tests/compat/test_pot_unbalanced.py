@@ -306,7 +306,7 @@ def test_partial_transport_is_that_of_pot(share, reg, swapped):
     a, b, M = problem()
     a, b, M = (b, a, M.T) if swapped else (a, b, M)
     mass = None if share is None else share * min(a.sum(), b.sum())
-    options = {"numItermax": 20_000, "stopThr": 1e-14, "method": "sinkhorn_log"}
+    options = {"numItermax": 1000, "stopThr": 1e-14, "method": "sinkhorn_log"}
     theirs, their_log = ot.partial.entropic_partial_wasserstein(a, b, M, reg, mass, log=True, **options)
     ours, log = pot.partial.entropic_partial_wasserstein(a, b, M, reg, mass, log=True)
     assert_allclose(ours, theirs, atol=1e-8)
