@@ -451,19 +451,6 @@ def test_infinite_penalties_are_exact_marginals(balanced):
     assert_allclose(pot.solve(M, reg=0.1, unbalanced=balanced).plan, pot.solve(M, reg=0.1).plan)
 
 
-@pytest.mark.parametrize("relaxed", [1.0, (1.0, float("inf")), 3, np.array([1.0, 2.0])])
-def test_unbalanced_transport_is_refused_in_one_place(relaxed):
-    x, y = clouds()
-    for call in (
-        lambda: pot.solve(M, reg=0.1, unbalanced=relaxed),
-        lambda: pot.solve_sample(x, y, reg=0.1, unbalanced=relaxed),
-        lambda: pot.unbalanced.sinkhorn_unbalanced([], [], M, 0.1, relaxed),
-        lambda: pot.sinkhorn_unbalanced2([], [], M, 0.1, relaxed),
-    ):
-        with pytest.raises(NotImplementedError, match="unbalanced transport, which this version does not have"):
-            call()
-
-
 def test_the_rest_of_pot_is_said_to_be_elsewhere():
     with pytest.raises(AttributeError, match=r"has no 'gromov'.*import ot"):
         _ = pot.gromov

@@ -6,7 +6,7 @@ says so. POT itself is not needed.
 
 from typing import NoReturn
 
-from otbilevel.compat.pot import bregman, lp, solvers, unbalanced, utils
+from otbilevel.compat.pot import bregman, lp, partial, solvers, unbalanced, utils
 from otbilevel.compat.pot.bregman import sinkhorn, sinkhorn2
 from otbilevel.compat.pot.lp import emd, emd2
 from otbilevel.compat.pot.result import LazyPlan, OTResult
@@ -22,6 +22,7 @@ __all__ = [
     "emd",
     "emd2",
     "lp",
+    "partial",
     "sinkhorn",
     "sinkhorn2",
     "sinkhorn_unbalanced",
@@ -38,7 +39,7 @@ __all__ = [
 def __getattr__(name: str) -> NoReturn:
     """Say where the rest of POT is."""
     msg = (
-        f"{__name__} has no {name!r}: it stands in for sinkhorn, sinkhorn2, emd, emd2, solve, solve_sample, dist and unif of POT, "
-        "and the rest is in POT itself, `import ot`"
+        f"{__name__} has no {name!r}: it stands in for sinkhorn, sinkhorn2, sinkhorn_unbalanced, sinkhorn_unbalanced2, emd, emd2, "
+        "solve, solve_sample, dist, unif and partial.entropic_partial_wasserstein; the rest of POT is in POT itself, `import ot`"
     )
     raise AttributeError(msg)

@@ -105,7 +105,7 @@ class Histograms:
     @property
     def mass(self) -> float:
         """Mass of a."""
-        return float(self.xp.sum(self.xp.astype(self.a, self.xp.float64)))
+        return mass_of(self.a)
 
     def scalar(self, value: float, like: Array) -> Any:
         """A number as POT returns it: of the arrays' library, on their device."""
@@ -136,6 +136,7 @@ def run(
     max_iter: Any = None,
     tol: Any = None,
     init: tuple[Array, Array] | None = None,
+    unbalanced: Any = None,
     warn: bool = True,
     verbose: bool = False,
     stacklevel: int = 4,
@@ -143,9 +144,10 @@ def run(
     """Solve for one histogram: `reg=None` exactly. A solver that stops short warns in POT's terms, if `warn`."""
     with in_words_of(names):
         limit = None if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
-        options: dict[str, Any] = {"method": "exact"} if reg is None else {"reg": reg, "init": init}
+        options: dict[str, Any] = {"method": "exact"} if reg is None else {"reg": reg, "init": init, "unbalanced": unbalanced}
         if tol is not None:  # an error in units of the mass
-            options["tol"] = validate.real(tol, "tol", low=0.0) / max(given.mass, math.ulp(0.0))
+            mass = given.mass if unbalanced is None else mean_mass(given.a, b)
+            options["tol"] = validate.real(tol, "tol", low=0.0) / (mass if 0 < mass < math.inf else 1.0)  # else refused below
         show = bool(verbose) and reg is not None
         try:
             return solve_ot(given.a, b, given.geometry, max_iter=limit, progress=show, raise_on_failure=True, **options)
@@ -154,6 +156,17 @@ def run(
     if warn:
         warnings.warn(translate(result.message, names), ConvergenceWarning, stacklevel=stacklevel)
     return result
+
+
+def mass_of(w: Array) -> float:
+    """The sum in double precision."""
+    xp = array_namespace(w)
+    return float(xp.sum(xp.astype(w, xp.float64)))
+
+
+def mean_mass(a: Array, b: Array) -> float:
+    """Of both sides: the unit of marginal errors where their masses differ."""
+    return 0.5 * (mass_of(a) + mass_of(b))
 
 
 def log_weights(w: Array) -> Array:

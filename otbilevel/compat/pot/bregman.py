@@ -213,16 +213,23 @@ def _starts(given: Histograms, warmstart: Any, reg: float, *, absorbed: bool) ->
     columns = given.columns
     if warmstart is None:
         return [None] * len(columns)
-    pairs: list[Any] = [warmstart]
-    if given.several:
-        stacked = len(warmstart) == 2 and all(getattr(part, "ndim", 1) == 2 for part in warmstart)
-        pairs = [tuple(part[:, k] for part in warmstart) for k in range(len(columns))] if stacked else list(warmstart)
-    if len(pairs) != len(columns):
-        msg = f"warmstart must hold a pair for each of the {len(columns)} histograms in b, got {len(pairs)}"
-        raise ValueError(msg)
+    pairs = start_pairs(given, warmstart)
     if absorbed:
         pairs = [tuple(part / reg for part in pair) for pair in pairs]
     return [potentials_of(pair, "warmstart", given.a, b, reg) for pair, b in zip(pairs, columns, strict=True)]
+
+
+def start_pairs(given: Histograms, warmstart: Any) -> list[Any]:
+    """A warm start as a pair for each histogram."""
+    count = len(given.columns)
+    pairs: list[Any] = [warmstart]
+    if given.several:
+        stacked = len(warmstart) == 2 and all(getattr(part, "ndim", 1) == 2 for part in warmstart)
+        pairs = [tuple(part[:, k] for part in warmstart) for k in range(count)] if stacked else list(warmstart)
+    if len(pairs) != count:
+        msg = f"warmstart must hold a pair for each of the {count} histograms in b, got {len(pairs)}"
+        raise ValueError(msg)
+    return pairs
 
 
 def _losses(given: Histograms, results: list[OTResult]) -> Array:
@@ -232,28 +239,47 @@ def _losses(given: Histograms, results: list[OTResult]) -> Array:
 
 def _log(given: Histograms, results: list[OTResult], method: Any) -> dict[str, Any]:
     """What POT's functions log, under the names of all of them."""
-    xp, dtype, reg = given.xp, results[0].f.dtype, results[0].reg
     pairs = [log_scalings(result, given.a, b) for result, b in zip(results, given.columns, strict=True)]
-    logs = [xp.stack(side, axis=1) if given.several else side[0] for side in zip(*pairs, strict=True)]
-    log: dict[str, Any] = {"err": errors(results, given.mass)}
-    log["niter"] = log["n_iter"] = max(result.nit for result in results)
-    for name, vector in zip("uv", logs, strict=True):
-        log[name] = exponential(vector, dtype)
-        log[f"log_{name}"] = log[f"log{name}"] = xp.astype(vector, dtype)
-    log["alpha"], log["beta"] = (xp.astype(reg * vector, dtype) for vector in logs)
+    log = entries(given, results, pairs, errors(results, given.mass))
+    dtype, reg = results[0].f.dtype, results[0].reg
+    log["alpha"], log["beta"] = (given.xp.astype(reg * stacked(given, side), dtype) for side in zip(*pairs, strict=True))
     if method.lower() in ABSORBING:
         log["warmstart"] = log["alpha"], log["beta"]
+    return log
+
+
+def stacked(given: Histograms, vectors: Sequence[Array]) -> Array:
+    """One vector for each histogram as columns, where there are several."""
+    return given.xp.stack(vectors, axis=1) if given.several else vectors[0]
+
+
+def entries(given: Histograms, results: list[OTResult], pairs: list[tuple[Array, Array]], err: list[float]) -> dict[str, Any]:
+    """The entries that all algorithms have; `pairs` holds log u and log v for each histogram."""
+    dtype = results[0].f.dtype
+    log: dict[str, Any] = {"err": err}
+    log["niter"] = log["n_iter"] = max(result.nit for result in results)
+    for name, side in zip("uv", zip(*pairs, strict=True), strict=True):
+        vector = stacked(given, side)
+        log[name] = exponential(vector, dtype)
+        log[f"log_{name}"] = log[f"log{name}"] = given.xp.astype(vector, dtype)
     log["warning"] = next((translate(result.message, FUNCTIONS) for result in results if not result.success), None)
     log["result"] = results if given.several else results[0]
     return log
 
 
-def errors(results: list[OTResult], mass: float) -> list[float]:
-    """The worst marginal errors of the iterations, and last those of the plans that are returned."""
-    curves = [[*result.history["marginal_error"], result.marginal_error] for result in results]
+def errors(results: list[OTResult], *masses: float) -> list[float]:
+    """The worst marginal errors of the iterations, and last those of the plans that are returned.
+
+    They are relative to `masses`, one for all or one for each.
+    """
+    scales = masses * (len(results) if len(masses) == 1 else 1)
+    curves = [
+        [scale * float(error) for error in (*result.history["marginal_error"], result.marginal_error)]
+        for result, scale in zip(results, scales, strict=True)
+    ]
     longest = max(map(len, curves))
     padded = [[*curve, *[curve[-1]] * (longest - len(curve))] for curve in curves]
-    return [mass * float(max(column)) for column in zip(*padded, strict=True)]
+    return [max(column) for column in zip(*padded, strict=True)]
 
 
 __all__ = ["sinkhorn", "sinkhorn2"]

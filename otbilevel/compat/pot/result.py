@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy import sparse
 
 from otbilevel._core.array import Array
 from otbilevel.compat.pot._call import Histograms, log_scalings, log_weights
+from otbilevel.compat.pot._relaxed import Relaxed
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.result import OTResult as Solution
 
@@ -85,8 +87,6 @@ class OTResult:
         Whether `value` penalises sum P log P instead of sum P log(P / (a b^T)).
     log : dict
         What the solver tells.
-    against : tuple of OTResult
-        Results whose halved values are taken off, for a debiased value.
 
     Attributes
     ----------
@@ -100,15 +100,22 @@ class OTResult:
 
     value_quad = None
 
-    def __init__(
-        self, solution: Solution, given: Histograms, *, entropy: bool, log: dict[str, Any], against: tuple[OTResult, ...] = ()
-    ) -> None:
+    def __init__(self, solution: Solution, given: Histograms, *, entropy: bool, log: dict[str, Any]) -> None:
         self.result, self.log = solution, log
-        self._given, self._entropy, self._against = given, entropy, against
+        self._given, self._entropy = given, entropy
+        self._against: tuple[OTResult, ...] = ()
 
     def __repr__(self) -> str:
         n, m = self._given.geometry.shape
         return f"OTResult(value={float(self.value)},value_linear={float(self.value_linear)},plan=(shape={(n, m)}))"
+
+    def _debiased(self, against: tuple[OTResult, ...], log: dict[str, Any]) -> OTResult:
+        """The same with the halved values of others taken off."""
+        twin = copy(self)
+        for name in ("value", "value_linear"):
+            twin.__dict__.pop(name, None)
+        twin.log, twin._against = log, against
+        return twin
 
     @cached_property
     def potentials(self) -> tuple[Array, Array]:
@@ -154,8 +161,11 @@ class OTResult:
     @cached_property
     def value_linear(self) -> Any:
         """<P, M>."""
-        value = self.result.value_linear - 0.5 * sum(float(other.value_linear) for other in self._against)
+        value = self._linear() - 0.5 * sum(float(other.value_linear) for other in self._against)
         return self._given.scalar(value, self.result.f)
+
+    def _linear(self) -> float:
+        return self.result.value_linear
 
     @property
     def plan(self) -> Array:
@@ -199,6 +209,39 @@ class OTResult:
     def status(self) -> str:
         """``"Converged"``, or what a solver that stopped short says."""
         return "Converged" if self.result.success else self.result.message
+
+
+class UnbalancedResult(OTResult):
+    """The same where marginals have a price.
+
+    Parameters
+    ----------
+    solution : otbilevel.OTResult
+        What `solve_ot` found.
+    relaxed : Relaxed
+        The problem.
+    masses : bool
+        Whether the divergences in `value` have their terms of mass, as those of one of POT's two solvers.
+    log : dict
+        What the solver tells.
+    """
+
+    def __init__(self, solution: Solution, relaxed: Relaxed, *, masses: bool, log: dict[str, Any]) -> None:
+        super().__init__(solution, relaxed.solved, entropy=False, log=log)
+        self._relaxed, self._masses = relaxed, masses
+
+    @cached_property
+    def potentials(self) -> tuple[Array, Array]:
+        """Log u and log v of P = diag(u) (R exp(-M / reg)) diag(v), where R is a b^T, 1 or c, what `reg_type` measures against."""
+        dtype, xp = self.result.f.dtype, self._given.xp
+        u, v = self._relaxed.log_scalings(self.result)
+        return xp.astype(u, dtype), xp.astype(v, dtype)
+
+    def _objective(self) -> float:
+        return self._relaxed.total(self.result, masses=self._masses)
+
+    def _linear(self) -> float:
+        return self._relaxed.linear(self.result)
 
 
 __all__ = ["LazyPlan", "OTResult"]
