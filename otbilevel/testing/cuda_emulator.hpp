@@ -1,0 +1,223 @@
+// Runs unchanged CUDA kernels on the CPU: a fibre for every thread of a block, one block after the other.
+//
+// Deterministic. It shows results, indexing, barriers that threads miss, shuffles with lanes that are gone, shared memory that is read
+// before it is written (it is NaN at the start of a block), and, in the other order of threads, most missing barriers. It cannot show
+// speed, coalescing, occupancy, approximate arithmetic, or races between blocks.
+#pragma once
+#include <csetjmp>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <ucontext.h>
+
+struct uint3 { unsigned x, y, z; };
+struct dim3 { unsigned x = 1, y = 1, z = 1; };
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+static constexpr int warpSize = 32;
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+#define __shared__ static __attribute__((section("cuda_shared")))
+
+namespace emulator {
+
+enum class State { running, at_block_barrier, at_warp_barrier, finished };
+
+struct Fibre {
+  ucontext_t start;
+  jmp_buf place;
+  bool started;
+  State state;
+  int shuffles;
+  std::unique_ptr<char[]> stack;
+};
+
+constexpr unsigned most_threads = 1024;
+constexpr size_t stack_size = 1 << 16;
+static Fibre fibres[most_threads];  // they live on from block to block, and from launch to launch
+static ucontext_t scheduler;
+static jmp_buf scheduler_place;
+static unsigned current;
+static const std::function<void()> *body;
+static uint64_t exchange[2][most_threads];
+alignas(64) static char dynamic_shared[48 * 1024];
+__attribute__((used)) __shared__ char never_empty[8];
+extern "C" char __start_cuda_shared[], __stop_cuda_shared[];
+
+static void pause(State state) {
+  fibres[current].state = state;
+  if (_setjmp(fibres[current].place) == 0) _longjmp(scheduler_place, 1);
+}
+
+static void live() {
+  for (;;) {
+    (*body)();
+    pause(State::finished);
+  }
+}
+
+// The first switch to a fibre goes by its context, later ones by long jumps, which need no system call.
+static void run(unsigned fibre) {
+  Fibre &f = fibres[current = fibre];
+  threadIdx = {fibre % blockDim.x, fibre / blockDim.x % blockDim.y, fibre / (blockDim.x * blockDim.y)};
+  if (_setjmp(scheduler_place) != 0) return;
+  if (f.started) _longjmp(f.place, 1);
+  f.started = true;
+  if (!f.stack) f.stack.reset(new char[stack_size]);
+  getcontext(&f.start);
+  f.start.uc_stack.ss_sp = f.stack.get(), f.start.uc_stack.ss_size = stack_size, f.start.uc_link = nullptr;
+  makecontext(&f.start, live, 0);
+  setcontext(&f.start);
+}
+
+// Wakes the warps that wait as a whole. Returns 0 when there is none, 1 when there is, 2 when a lane that is gone is waited for.
+static int wake_warps(unsigned count) {
+  int woken = 0;
+  for (unsigned first = 0; first < count; first += warpSize) {
+    const unsigned end = first + warpSize < count ? first + warpSize : count;
+    unsigned waiting = 0, finished = 0;
+    for (unsigned i = first; i < end; ++i) {
+      waiting += fibres[i].state == State::at_warp_barrier;
+      finished += fibres[i].state == State::finished;
+    }
+    if (waiting == 0 || waiting + finished < end - first) continue;
+    if (finished > 0) return 2;
+    for (unsigned i = first; i < end; ++i) fibres[i].state = State::running;
+    woken = 1;
+  }
+  return woken;
+}
+
+// Returns 0; 1 when threads wait at different barriers for ever; 2 when a warp waits for a lane that is gone.
+static int run_block(unsigned count, bool descending) {
+  std::memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
+  for (unsigned i = 0; i < count; ++i) fibres[i].state = State::running, fibres[i].shuffles = 0;
+  for (;;) {
+    for (unsigned k = 0; k < count; ++k) {
+      const unsigned fibre = descending ? count - 1 - k : k;
+      if (fibres[fibre].state == State::running) run(fibre);
+    }
+    const int woken = wake_warps(count);
+    if (woken == 2) return 2;
+    if (woken == 1) continue;
+    unsigned finished = 0, waiting = 0;
+    for (unsigned i = 0; i < count; ++i) {
+      finished += fibres[i].state == State::finished;
+      waiting += fibres[i].state == State::at_block_barrier;
+    }
+    if (finished == count) return 0;
+    if (finished + waiting < count) return 1;
+    for (unsigned i = 0; i < count; ++i)
+      if (fibres[i].state == State::at_block_barrier) fibres[i].state = State::running;
+  }
+}
+
+static int run_grid(const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending,
+                    const std::function<void()> &kernel) {
+  gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
+  const unsigned count = block[0] * block[1] * block[2];
+  if (count == 0 || count > most_threads) return 3;
+  body = &kernel;
+  for (unsigned z = 0; z < grid[2]; ++z)
+    for (unsigned y = 0; y < grid[1]; ++y)
+      for (unsigned x = 0; x < grid[0]; ++x) {
+        blockIdx = {x, y, z};
+        std::memset(dynamic_shared, 0xff, dynamic);
+        const int failure = run_block(count, descending);
+        if (failure == 0) continue;
+        for (Fibre &f : fibres) f.started = false;  // what they were doing is given up
+        return failure;
+      }
+  return 0;
+}
+
+// A kernel's parameters: "Pd" is a pointer to double, "Kd" to const double, "d" a double.
+template <class T> std::string code() {
+  if (std::is_pointer<T>::value) {
+    using Target = std::remove_pointer_t<T>;
+    return (std::is_const<Target>::value ? "K" : "P") + code<std::remove_const_t<Target>>();
+  }
+  if (std::is_same<T, double>::value) return "d";
+  if (std::is_same<T, float>::value) return "f";
+  if (std::is_same<T, int>::value) return "i";
+  if (std::is_same<T, unsigned>::value) return "I";
+  if (std::is_same<T, long long>::value) return "q";
+  return "?";
+}
+template <> std::string code<void>() { return "?"; }
+
+template <class... T> std::string signature(void (*)(T...)) {
+  std::string all;
+  ((all += code<T>() + " "), ...);
+  return all;
+}
+
+template <class... T, size_t... I>
+int launch(void (*kernel)(T...), const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending, void **arguments,
+           std::index_sequence<I...>) {
+  const std::function<void()> call = [=] { kernel(*static_cast<std::remove_reference_t<T> *>(arguments[I])...); };
+  return run_grid(grid, block, dynamic, descending, call);
+}
+
+template <class... T>
+int launch(void (*kernel)(T...), const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending, void **arguments) {
+  return launch(kernel, grid, block, dynamic, descending, arguments, std::index_sequence_for<T...>());
+}
+
+// One barrier is enough, as the next shuffle uses the other half of the exchange.
+template <class T> T shuffle(T value, unsigned lane) {
+  static_assert(sizeof(T) <= sizeof(uint64_t), "one register pair at most");
+  uint64_t *slots = exchange[fibres[current].shuffles++ % 2], *place = slots + current / warpSize * warpSize + lane;
+  std::memcpy(&slots[current], &value, sizeof value);
+  pause(State::at_warp_barrier);
+  T other;
+  std::memcpy(&other, place, sizeof other);
+  return other;
+}
+
+inline unsigned lane() { return current % warpSize; }
+
+}  // namespace emulator
+
+static inline void __syncthreads() { emulator::pause(emulator::State::at_block_barrier); }
+static inline void __syncwarp(unsigned = 0xffffffffu) { emulator::pause(emulator::State::at_warp_barrier); }
+template <class T> T __shfl_sync(unsigned, T value, int lane) { return emulator::shuffle(value, lane % warpSize); }
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return emulator::shuffle(value, emulator::lane() ^ mask); }
+template <class T> T __shfl_down_sync(unsigned, T value, unsigned delta) {
+  const unsigned from = emulator::lane() + delta;
+  return emulator::shuffle(value, from < warpSize ? from : emulator::lane());
+}
+template <class T> T __shfl_up_sync(unsigned, T value, unsigned delta) {
+  const unsigned lane = emulator::lane();
+  return emulator::shuffle(value, delta <= lane ? lane - delta : lane);
+}
+static inline unsigned __ballot_sync(unsigned, int predicate) {
+  unsigned mask = 0;
+  for (int lane = 0; lane < warpSize; ++lane) mask |= unsigned(__shfl_sync(0xffffffffu, predicate != 0, lane)) << lane;
+  return mask;
+}
+static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline double __dadd_rn(double x, double y) { return x + y; }
+static inline double __dmul_rn(double x, double y) { return x * y; }
+static inline double __longlong_as_double(long long x) {
+  double y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+static inline float __int_as_float(int x) {
+  float y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+template <class T> T __ldg(const T *place) { return *place; }
+using std::exp; using std::exp2; using std::log; using std::fmax; using std::fmin; using std::fabs; using std::sqrt; using std::pow;
