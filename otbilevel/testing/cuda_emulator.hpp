@@ -5,14 +5,11 @@
 // speed, coalescing, occupancy, approximate arithmetic, or races between blocks.
 #pragma once
 #include <csetjmp>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <string>
-#include <type_traits>
+#include <math.h>
 #include <ucontext.h>
+#include <utility>
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
@@ -37,7 +34,7 @@ struct Fibre {
   bool started;
   State state;
   int shuffles;
-  std::unique_ptr<char[]> stack;
+  char *stack;
 };
 
 constexpr unsigned most_threads = 1024;
@@ -46,7 +43,8 @@ static Fibre fibres[most_threads];  // they live on from block to block, and fro
 static ucontext_t scheduler;
 static jmp_buf scheduler_place;
 static unsigned current;
-static const std::function<void()> *body;
+static void (*body)(const void *);
+static const void *body_data;
 static uint64_t exchange[2][most_threads];
 alignas(64) static char dynamic_shared[48 * 1024];
 __attribute__((used)) __shared__ char never_empty[8];
@@ -59,7 +57,7 @@ static void pause(State state) {
 
 static void live() {
   for (;;) {
-    (*body)();
+    body(body_data);
     pause(State::finished);
   }
 }
@@ -71,9 +69,9 @@ static void run(unsigned fibre) {
   if (_setjmp(scheduler_place) != 0) return;
   if (f.started) _longjmp(f.place, 1);
   f.started = true;
-  if (!f.stack) f.stack.reset(new char[stack_size]);
+  if (f.stack == nullptr) f.stack = new char[stack_size];
   getcontext(&f.start);
-  f.start.uc_stack.ss_sp = f.stack.get(), f.start.uc_stack.ss_size = stack_size, f.start.uc_link = nullptr;
+  f.start.uc_stack.ss_sp = f.stack, f.start.uc_stack.ss_size = stack_size, f.start.uc_link = nullptr;
   makecontext(&f.start, live, 0);
   setcontext(&f.start);
 }
@@ -120,12 +118,13 @@ static int run_block(unsigned count, bool descending) {
   }
 }
 
-static int run_grid(const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending,
-                    const std::function<void()> &kernel) {
+template <class Kernel>
+int run_grid(const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending, const Kernel &kernel) {
   gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
   const unsigned count = block[0] * block[1] * block[2];
   if (count == 0 || count > most_threads) return 3;
-  body = &kernel;
+  body = [](const void *data) { (*static_cast<const Kernel *>(data))(); };
+  body_data = &kernel;
   for (unsigned z = 0; z < grid[2]; ++z)
     for (unsigned y = 0; y < grid[1]; ++y)
       for (unsigned x = 0; x < grid[0]; ++x) {
@@ -140,31 +139,32 @@ static int run_grid(const unsigned *grid, const unsigned *block, unsigned dynami
 }
 
 // A kernel's parameters: "Pd" is a pointer to double, "Kd" to const double, "d" a double.
-template <class T> std::string code() {
-  if (std::is_pointer<T>::value) {
-    using Target = std::remove_pointer_t<T>;
-    return (std::is_const<Target>::value ? "K" : "P") + code<std::remove_const_t<Target>>();
-  }
-  if (std::is_same<T, double>::value) return "d";
-  if (std::is_same<T, float>::value) return "f";
-  if (std::is_same<T, int>::value) return "i";
-  if (std::is_same<T, unsigned>::value) return "I";
-  if (std::is_same<T, long long>::value) return "q";
-  return "?";
-}
-template <> std::string code<void>() { return "?"; }
+template <class T> struct Code { static constexpr const char *text = "?"; };
+template <> struct Code<double> { static constexpr const char *text = "d"; };
+template <> struct Code<float> { static constexpr const char *text = "f"; };
+template <> struct Code<int> { static constexpr const char *text = "i"; };
+template <> struct Code<unsigned> { static constexpr const char *text = "I"; };
+template <> struct Code<long long> { static constexpr const char *text = "q"; };
+template <class T> struct Parameter {
+  static void write(char *&out) { *out++ = *Code<T>::text, *out++ = ' '; }
+};
+template <class T> struct Parameter<T *> {
+  static void write(char *&out) { *out++ = 'P', Parameter<T>::write(out); }
+};
+template <class T> struct Parameter<const T *> {
+  static void write(char *&out) { *out++ = 'K', Parameter<T>::write(out); }
+};
 
-template <class... T> std::string signature(void (*)(T...)) {
-  std::string all;
-  ((all += code<T>() + " "), ...);
-  return all;
+template <class... T> const char *signature(void (*)(T...)) {
+  static char text[3 * sizeof...(T) + 1], *end = text;
+  if (end == text) (Parameter<T>::write(end), ...);
+  return text;
 }
 
 template <class... T, size_t... I>
 int launch(void (*kernel)(T...), const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending, void **arguments,
            std::index_sequence<I...>) {
-  const std::function<void()> call = [=] { kernel(*static_cast<std::remove_reference_t<T> *>(arguments[I])...); };
-  return run_grid(grid, block, dynamic, descending, call);
+  return run_grid(grid, block, dynamic, descending, [=] { kernel(*static_cast<T *>(arguments[I])...); });
 }
 
 template <class... T>
@@ -220,4 +220,3 @@ static inline float __int_as_float(int x) {
   return y;
 }
 template <class T> T __ldg(const T *place) { return *place; }
-using std::exp; using std::exp2; using std::log; using std::fmax; using std::fmin; using std::fabs; using std::sqrt; using std::pow;

@@ -22,7 +22,13 @@ import numpy as np
 
 HEADER = Path(__file__).with_name("cuda_emulator.hpp")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fcf-protection=none", "-U_FORTIFY_SOURCE", "-w", "-shared", "-fPIC")
-TYPES = {"d": np.float64, "f": np.float32, "i": np.int32, "I": np.uint32, "q": np.int64}
+TYPES: dict[str, tuple[Any, Any]] = {
+    "d": (np.float64, ctypes.c_double),
+    "f": (np.float32, ctypes.c_float),
+    "i": (np.int32, ctypes.c_int),
+    "I": (np.uint32, ctypes.c_uint),
+    "q": (np.int64, ctypes.c_longlong),
+}
 """What a parameter of a kernel may be, by the letter that the header gives it."""
 GUARD = 4096
 """Bytes around every array that must not change."""
@@ -31,6 +37,13 @@ FAILURES = {
     2: "a warp waits for lanes that have returned",
     3: "a block has between 1 and 1024 threads",
 }
+
+ENTRY = """
+extern "C" const char *signature_NAME() { return emulator::signature(NAME); }
+extern "C" int launch_NAME(const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending, void **arguments) {
+  return emulator::launch(NAME, grid, block, dynamic, descending, arguments);
+}
+"""
 
 _order = ["ascending"]
 launches: list[tuple[str, int]] = []
@@ -150,21 +163,22 @@ class EmulatedKernel:
             raise EmulatedCUDAError(msg)
         launches.append((self.name, int(np.prod(grid)) * int(np.prod(block))))
         memory: dict[int, _Guarded] = {}
-        places, kept = [], []
+        places: list[int] = []
+        kept: list[Any] = []
         for k, (value, parameter) in enumerate(zip(args, self.parameters, strict=True)):
-            dtype = TYPES[parameter[-1]]
+            dtype, c_type = TYPES[parameter[-1]]
             if parameter[0] in "PK":
                 array = _host(value, dtype, f"{self.name}, argument {k}")
                 guarded = memory.setdefault(array.ctypes.data, _Guarded(array))
                 guarded.writeable |= parameter[0] == "P"
                 kept.append(ctypes.c_void_p(guarded.address))
             elif type(value) is dtype:
-                kept.append(np.ctypeslib.as_ctypes_type(dtype)(value))
+                kept.append(c_type(value))
             else:
                 msg = f"{self.name}, argument {k}: pass np.{dtype.__name__}, got {type(value).__name__}"
                 raise TypeError(msg)
             places.append(ctypes.addressof(kept[-1]))
-        sizes = ((ctypes.c_uint * 3)(*(tuple(size) + (1, 1))[:3]) for size in (grid, block))
+        sizes = ((ctypes.c_uint * 3)(*(*size, 1, 1)[:3]) for size in (grid, block))
         order = ctypes.c_bool(_order[-1] == "descending")
         failure = self._launch(*sizes, ctypes.c_uint(shared_mem), order, (ctypes.c_void_p * len(places))(*places))
         if failure:
@@ -194,7 +208,7 @@ class _Guarded:
 
 
 def _host(value: Any, dtype: type, where: str) -> np.ndarray:
-    array = getattr(value, "_host", None)
+    array: np.ndarray | None = getattr(value, "_host", None)
     if array is None or array.dtype != dtype or not array.flags.c_contiguous:
         found = type(value).__name__ if array is None else f"{array.dtype}, contiguous: {array.flags.c_contiguous}"
         msg = f"{where}: expected a contiguous device array of {np.dtype(dtype).name}, got {found}"
@@ -206,14 +220,11 @@ def _host(value: Any, dtype: type, where: str) -> np.ndarray:
 def _build(code: str, defines: tuple[str, ...], names: tuple[str, ...]) -> ctypes.CDLL:
     """Compile, or find what was compiled from the same text before."""
     body = re.sub(
-        r"extern\s+__shared__\s+([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;", r"\1 *\2 = reinterpret_cast<\1 *>(emulator::dynamic_shared);", code
+        r"extern\s+__shared__\s+([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;",
+        r"\1 *\2 = reinterpret_cast<\1 *>(emulator::dynamic_shared);",
+        code,
     )
-    entries = "\n".join(
-        f'extern "C" const char *signature_{name}() {{ static const std::string s = emulator::signature({name}); return s.c_str(); }}\n'
-        f'extern "C" int launch_{name}(const unsigned *grid, const unsigned *block, unsigned dynamic, bool descending, void **args) '
-        f"{{ return emulator::launch({name}, grid, block, dynamic, descending, args); }}"
-        for name in names
-    )
+    entries = "\n".join(ENTRY.replace("NAME", name) for name in names)
     text = f"{HEADER.read_text()}\nnamespace {{\n{body}\n}}  // what has no linkage may lie in a section of its own\n{entries}\n"
     digest = hashlib.sha256("\0".join((text, *defines, *FLAGS)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"otbilevel-emulated-{os.getuid() if hasattr(os, 'getuid') else 0}"
@@ -227,7 +238,9 @@ def _build(code: str, defines: tuple[str, ...], names: tuple[str, ...]) -> ctype
         with tempfile.TemporaryDirectory(dir=folder) as place:
             unit, made = Path(place) / "unit.cpp", Path(place) / "unit.so"
             unit.write_text(text)
-            run = subprocess.run([compiler, *FLAGS, *defines, str(unit), "-o", str(made)], capture_output=True, text=True, check=False)
+            run = subprocess.run(
+                [compiler, *FLAGS, *defines, str(unit), "-o", str(made)], capture_output=True, text=True, check=False
+            )
             if run.returncode:
                 msg = f"g++ refuses the source:\n{run.stderr}"
                 raise EmulatedCUDAError(msg)

@@ -22,6 +22,22 @@ HOST_DOORS = ("array", "asarray", "ascontiguousarray")
 """The functions that take NumPy arrays."""
 WAITING = ("nonzero", "flatnonzero", "argwhere", "unique", "unique_all", "unique_counts", "unique_inverse", "unique_values")
 """Functions whose result has a shape that the host has to wait for."""
+ABSENT = (
+    "block",
+    "einsum_path",
+    "errstate",
+    "frompyfunc",
+    "geomspace",
+    "insert",
+    "matvec",
+    "ndenumerate",
+    "nditer",
+    "spacing",
+    "unstack",
+    "vecdot",
+    "vecmat",
+)
+"""Of NumPy's names those that CuPy 14 does not have."""
 MULTIPROCESSORS = 3
 """Of the device that there is not: few, so that small arrays make strips of several rows."""
 
@@ -68,7 +84,7 @@ class ndarray:  # noqa: N801 -- the name that it has in CuPy
 
     def __getitem__(self, key: Any) -> Any:
         parts = key if isinstance(key, tuple) else (key,)
-        _waits[0] += any(isinstance(part, ndarray) and part.dtype == bool for part in parts)
+        _waits[0] += any(isinstance(part, ndarray) and part._host.dtype == bool for part in parts)
         return _wrapped(self._host[_plain(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -203,26 +219,38 @@ def _method(name: str) -> Callable[..., Any]:
     return method
 
 
+def _transposed(name: str) -> Callable[[ndarray], Any]:
+    return lambda self: _wrapped(getattr(self._host, name))
+
+
 def _complete() -> None:
     """Give the class its operators, attributes and methods."""
-    for op in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
+    for op in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]:
         setattr(ndarray, f"__{op}__", _binary(f"__{op}__"))
         setattr(ndarray, f"__r{op}__", _binary(f"__r{op}__"))
         setattr(ndarray, f"__i{op}__", _in_place(f"__i{op}__"))
-    for op in "lt le gt ge eq ne".split():
+    for op in ["lt", "le", "gt", "ge", "eq", "ne"]:
         setattr(ndarray, f"__{op}__", _binary(f"__{op}__"))
-    for op in "neg pos abs invert".split():
+    for op in ["neg", "pos", "abs", "invert"]:
         setattr(ndarray, f"__{op}__", _unary(f"__{op}__"))
-    converters = {"float": float, "int": int, "bool": bool, "complex": complex, "index": operator.index}
+    converters: dict[str, Callable[[Any], Any]] = {
+        "float": float,
+        "int": int,
+        "bool": bool,
+        "complex": complex,
+        "index": operator.index,
+    }
     for name, convert in converters.items():
         setattr(ndarray, f"__{name}__", _scalar(convert))
     for name in ("item", "tolist"):
         setattr(ndarray, name, _scalar(operator.methodcaller(name)))
-    for name in "shape dtype ndim size flags strides nbytes itemsize".split():
+    for name in ["shape", "dtype", "ndim", "size", "flags", "strides", "nbytes", "itemsize"]:
         setattr(ndarray, name, property(operator.attrgetter(f"_host.{name}")))
     for name in ("T", "mT"):
-        setattr(ndarray, name, property(lambda self, name=name: _wrapped(getattr(self._host, name))))
-    methods = "sum max min mean prod any all argmax argmin reshape ravel copy astype squeeze transpose dot fill sort argsort clip cumsum"
+        setattr(ndarray, name, property(_transposed(name)))
+    methods = (
+        "sum max min mean prod any all argmax argmin reshape ravel copy astype squeeze transpose dot fill sort argsort clip cumsum"
+    )
     for name in methods.split():
         setattr(ndarray, name, _method(name))
 
@@ -234,7 +262,7 @@ def _module(name: str, source: types.ModuleType) -> types.ModuleType:
     module = types.ModuleType(name)
     for key in dir(source):
         value = getattr(source, key)
-        if key.startswith("_") or isinstance(value, types.ModuleType):
+        if key.startswith("_") or isinstance(value, types.ModuleType) or (name == "cupy" and key in ABSENT):
             continue
         setattr(module, key, _lifted(key, value) if callable(value) and not isinstance(value, type) else value)
     sys.modules[name] = module

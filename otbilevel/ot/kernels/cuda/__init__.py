@@ -125,15 +125,16 @@ def _products(kernel: str, cost: Any, shift: Array, g: Array, reg: float, factor
     """`row_products` or `column_products` of the factors (width, m) or (width, n): (width, n) or (width, m)."""
     geometry, macros = cost_arguments(cost)
     n, m = geometry[3:]
-    macros |= {"EXP": "float" if single else "double", "PLAN": "double"}
+    precision = "float" if single else "double"
+    macros |= {"EXP": precision, "PLAN": precision}
     by_rows = kernel == "row_products"
     grid, length = (grids(n, m)[0], n) if by_rows else (grids(n, m)[1], m)
-    out = empty((factors.shape[0], length))
+    out, nothing = empty((factors.shape[0], length)), empty(1, np.float32 if single else np.float64)
     for k in range(0, factors.shape[0], VECTORS):
         some = factors[k : k + VECTORS, :]
         width = some.shape[0]
         parts = empty((grid[1], width * length))
-        unused = () if by_rows else (shift, False, shift)
+        unused = () if by_rows else (shift, False, nothing)
         launch("sweeps", kernel, grid, (32, 8), *geometry, shift, g, LOG2E / reg, some, width, parts, *unused, **macros)
         out[k : k + width, :] = sum_parts(parts, width * length).reshape(width, length)
     return out
@@ -148,7 +149,7 @@ def lazy_moments(cost: Any, f: Array, g: Array, reg: float, a: Array) -> tuple[A
     grid = grids(n, m)[1]
     parts = empty((grid[1], 2 * m))
     args = *geometry, shift, g, LOG2E / reg, a, a / row_sums, parts
-    launch("sweeps", "column_moments", grid, (32, 8), *args, EXP="float", PLAN="double", **macros)
+    launch("sweeps", "column_moments", grid, (32, 8), *args, EXP="float", PLAN="float", **macros)
     sums = sum_parts(parts, 2 * m)
     return row_sums, sums[:m], sums[m:]
 

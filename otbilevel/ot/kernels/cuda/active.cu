@@ -32,7 +32,7 @@ __device__ inline void fill(COST_PARAMETERS, int i, const long long *indptr, int
 }
 
 // counts_i = how many pairs of row i have f_i + g_j - C_ij > threshold.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 lazy_count(COST_PARAMETERS, const double *__restrict__ f, const double *__restrict__ g, double threshold, long long *counts) {
   const int i = ROW_OF_WARP;
   if (i >= n) return;
@@ -40,7 +40,7 @@ lazy_count(COST_PARAMETERS, const double *__restrict__ f, const double *__restri
   count(m, i, counts, [&](int j) { return g[j] - single_cost(COST, i, j) > bar; });
 }
 
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 lazy_fill(COST_PARAMETERS, const double *__restrict__ f, const double *__restrict__ g, double threshold,
           const long long *__restrict__ indptr, int *indices, int *rows, double *values) {
   const int i = ROW_OF_WARP;
@@ -50,7 +50,7 @@ lazy_fill(COST_PARAMETERS, const double *__restrict__ f, const double *__restric
 }
 
 // counts_i = how many pairs of row i have K_ij v_j > bars_i.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 stored_count(const PLAN *__restrict__ plan, int n, int m, const double *__restrict__ v, const double *__restrict__ bars,
              long long *counts) {
   const int i = ROW_OF_WARP;
@@ -58,7 +58,7 @@ stored_count(const PLAN *__restrict__ plan, int n, int m, const double *__restri
   count(m, i, counts, [&](int j) { return (double)plan[(long long)i * m + j] * v[j] > bars[i]; });
 }
 
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 stored_fill(COST_PARAMETERS, const PLAN *__restrict__ plan, const double *__restrict__ v, const double *__restrict__ bars,
             const long long *__restrict__ indptr, int *indices, int *rows, double *values) {
   const int i = ROW_OF_WARP;

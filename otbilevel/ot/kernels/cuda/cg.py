@@ -49,14 +49,14 @@ def solve(
     x, r, p, q, scaled = empty((5, m))
     state = empty(5)
     launch("vectors", "cg_start", *one_block(m), b, inverse_diagonal, columns, m, float(tol), x, r, p, scaled, state)
-    queued, done = 0, 0.0
-    while not done and queued < max_iter and not interrupt():
+    queued, figures = 0, [0.0]
+    while not figures[0] and queued < max_iter and not interrupt():
         for _ in range(min(CHECK_EVERY, max_iter - queued)):
             parts = product(weights, scaled, state)
             launch("vectors", "cg_apply", (-(-m // 32),), (32, 8), parts, parts.shape[0], m, degree, columns, p, state, q)
             vectors = q, degree, inverse_diagonal, columns, m, max_iter, x, r, p, scaled, state
             launch("vectors", "cg_step", *one_block(m), *vectors)
             queued += 1
-        done = read(state)[0]
-    _, steps, _, _, unit = read(state)
+        figures = read(state)
+    _, steps, _, _, unit = figures if queued else read(state)
     return x * unit, int(steps)

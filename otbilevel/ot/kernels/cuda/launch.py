@@ -39,7 +39,7 @@ def module(file: str, macros: tuple[tuple[str, str], ...]) -> Any:
 
 def launch(file: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], *args: Any, **macros: Any) -> None:
     """Run a kernel on the current stream. Python numbers become int32 and float64; arrays must be contiguous."""
-    values = []
+    values: list[Any] = []
     for value in args:
         if isinstance(value, (bool, int)):
             values.append(np.int32(value))
@@ -48,7 +48,7 @@ def launch(file: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], 
         else:
             assert value.flags.c_contiguous, f"{name} takes contiguous arrays"
             values.append(value)
-    function(file, name, tuple((key, str(value)) for key, value in macros.items()))(grid, block, tuple(values))
+    function(file, name, tuple(sorted((key, str(value)) for key, value in macros.items())))(grid, block, tuple(values))
 
 
 def empty(shape: Any, dtype: Any = np.float64) -> Array:

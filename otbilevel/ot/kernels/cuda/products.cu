@@ -16,7 +16,7 @@ __device__ inline PLAN powered(PLAN entry, int squarings) {
 }
 
 // sum_j K_ij^p v_j with p = 2^squarings, rounded like the entries if p > 1. Nothing when `done` says that a solve is over.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 stored_rows(const PLAN *__restrict__ plan, int n, int m, const double *__restrict__ v, int squarings, const double *__restrict__ done,
             double *parts) {
   if (*done != 0.0) return;
@@ -67,14 +67,14 @@ __device__ inline void stored_sums(int n, int m, const double *__restrict__ w, d
   }
 }
 
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 stored_columns(const PLAN *__restrict__ plan, int n, int m, const double *__restrict__ w, const double *__restrict__ done,
                double *parts) {
   if (*done != 0.0) return;
   stored_sums(n, m, w, parts, [&](int i, int j) { return (double)plan[(long long)i * m + j]; });
 }
 
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 stored_squares(const PLAN *__restrict__ plan, int n, int m, const double *__restrict__ w, double *parts) {
   stored_sums(n, m, w, parts, [&](int i, int j) {
     const double entry = (double)plan[(long long)i * m + j];
@@ -83,7 +83,7 @@ stored_squares(const PLAN *__restrict__ plan, int n, int m, const double *__rest
 }
 
 // K_ij <- K_ij^p v_j scale_i; the sums are over what was stored, but for its rounding.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 stored_sharpen(PLAN *plan, int n, int m, const double *__restrict__ w, const double *__restrict__ v, const double *__restrict__ scale,
                int squarings, double *parts) {
   stored_sums(n, m, w, parts, [&](int i, int j) {

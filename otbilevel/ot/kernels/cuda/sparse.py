@@ -95,12 +95,14 @@ def softmax_rows(
     relaxation: float,  # noqa: ARG001 -- Newton's method does not relax
     aprox: tuple[float, float, float] = BALANCED,
 ) -> tuple[Array, ActivePlan | None, Array, float]:
-    n, _ = cost.shape
+    n, m = cost.shape
     plan = ActivePlan(cost, empty(cost.values.shape[0], np.float32)) if plan is None else plan
-    out, mass = empty((2, n))
-    row = a, *map(float, aprox), out, mass, plan.values
+    out, tops, weights = empty((3, n))
+    row = a, *map(float, aprox), out, tops, weights, plan.values
     launch("sparse", "csr_softmax", *warps(n), *cost[:3], n, g, float(reg), LOG2E / reg, *row)
-    return out, plan, _columns(plan, mass), 0.0
+    sums, columns = empty(m), (cost.column_ptr, cost.rows, cost.order, cost.values)
+    launch("sparse", "csc_softmax", *warps(m), *columns, m, g, LOG2E / reg, tops, weights, sums)
+    return out, plan, sums, 0.0
 
 
 def _rows(plan: ActivePlan, x: Array, weights: Array, done: Array | None = None) -> Array:

@@ -120,8 +120,8 @@ sharpen_strip(PLAN *plan, const double *__restrict__ v, int n, int m, const doub
     }
     block_sums(sum);
     if (threadIdx.x == 0) row_sums[i] = sum[0];
-    const double weight = a[i] / sum[0];
-    const PLAN scale = (PLAN)(1.0 / sum[0]);
+    const double inverse = 1.0 / sum[0], weight = a[i] * inverse;
+    const PLAN scale = (PLAN)inverse;
 #pragma unroll
     for (int q = 0; q < ITEMS; ++q) {
       columns[q] += weight * (double)entries[q];

@@ -12,7 +12,7 @@
 
 // The largest exponent of every row so far, give or take `margin`, and sum_j exp((g_j - C_ij - top_i) / reg), in one read of C: the
 // sum is scaled down whenever a larger exponent turns up. The margin makes that rare.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 row_softmin(COST_PARAMETERS, const double *__restrict__ g, double rate, double margin, double *tops, double *sums) {
   const int first = blockIdx.x * ROWS;
   double cost[PER_ROW][PER_COLUMN], top[PER_ROW], sum[PER_ROW];
@@ -76,7 +76,7 @@ extern "C" __global__ void finish_softmin(const double *__restrict__ tops, const
 }
 
 // sum_j K_ij v_kj for up to four vectors v_k, with K_ij = exp((g_j - C_ij - shift_i) / reg); `parts` is (splits, width, n).
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 row_products(COST_PARAMETERS, const double *__restrict__ shift, const double *__restrict__ g, double rate,
              const double *__restrict__ v, int width, double *parts) {
   const int first = blockIdx.x * ROWS;
@@ -107,7 +107,7 @@ row_products(COST_PARAMETERS, const double *__restrict__ shift, const double *__
 }
 
 // sum_i w_ki K_ij for up to four vectors w_k; `parts` is (strips, width, m). With `store`, K_ij scale_i goes into `plan`.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 column_products(COST_PARAMETERS, const double *__restrict__ shift, const double *__restrict__ g, double rate,
                 const double *__restrict__ w, int width, double *parts, const double *__restrict__ scale, int store, PLAN *plan) {
   const int left = blockIdx.x * COLUMNS;
@@ -140,7 +140,7 @@ column_products(COST_PARAMETERS, const double *__restrict__ shift, const double 
 }
 
 // sum_i w_i K_ij and sum_i share_i K_ij^2; `parts` is (strips, 2, m).
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 column_moments(COST_PARAMETERS, const double *__restrict__ shift, const double *__restrict__ g, double rate,
                const double *__restrict__ w, const double *__restrict__ shares, double *parts) {
   const int left = blockIdx.x * COLUMNS;
@@ -167,7 +167,7 @@ column_moments(COST_PARAMETERS, const double *__restrict__ shift, const double *
 }
 
 // sum_j P_ij and sum_j P_ij C_ij, where P_ij = a_i exp((f_i + g_j - C_ij) / reg); `parts` is (splits, 2, n).
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 row_sums(COST_PARAMETERS, const double *__restrict__ shift, const double *__restrict__ g, double rate,
          const double *__restrict__ a, double *parts) {
   const int first = blockIdx.x * ROWS;
@@ -193,7 +193,7 @@ row_sums(COST_PARAMETERS, const double *__restrict__ shift, const double *__rest
 }
 
 // block_ij = P_ij for the rows from `low` on; the grid is (tiles of columns, tiles of rows).
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 plan_rows(COST_PARAMETERS, const double *__restrict__ shift, const double *__restrict__ g, double rate,
           const double *__restrict__ a, int low, int high, double *block) {
   const int left = blockIdx.x * COLUMNS;
@@ -211,7 +211,7 @@ plan_rows(COST_PARAMETERS, const double *__restrict__ shift, const double *__res
 }
 
 // Smallest, largest, and largest finite cost of every row, a warp a row: infinite where there is none, NaN where a cost is.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 row_bounds(COST_PARAMETERS, double *lows, double *highs, double *finites) {
   const int i = blockIdx.x * WARPS + threadIdx.y;
   if (i >= n) return;
