@@ -34,6 +34,7 @@ struct Fibre {
   bool started;
   State state;
   int shuffles;
+  int line;  // of the barrier where it waits
   char *stack;
 };
 
@@ -50,8 +51,8 @@ alignas(64) static char dynamic_shared[48 * 1024];
 __attribute__((used)) __shared__ char never_empty[8];
 extern "C" char __start_cuda_shared[], __stop_cuda_shared[];
 
-static void pause(State state) {
-  fibres[current].state = state;
+static void pause(State state, int line = 0) {
+  fibres[current].state = state, fibres[current].line = line;
   if (_setjmp(fibres[current].place) == 0) _longjmp(scheduler_place, 1);
 }
 
@@ -107,9 +108,12 @@ static int run_block(unsigned count, bool descending) {
     if (woken == 2) return 2;
     if (woken == 1) continue;
     unsigned finished = 0, waiting = 0;
+    int line = 0;
     for (unsigned i = 0; i < count; ++i) {
       finished += fibres[i].state == State::finished;
-      waiting += fibres[i].state == State::at_block_barrier;
+      if (fibres[i].state != State::at_block_barrier) continue;
+      if (waiting++ > 0 && fibres[i].line != line) return 1;
+      line = fibres[i].line;
     }
     if (finished == count) return 0;
     if (finished + waiting < count) return 1;
@@ -187,7 +191,7 @@ inline unsigned lane() { return current % warpSize; }
 
 }  // namespace emulator
 
-static inline void __syncthreads() { emulator::pause(emulator::State::at_block_barrier); }
+static inline void __syncthreads(int line = __builtin_LINE()) { emulator::pause(emulator::State::at_block_barrier, line); }
 static inline void __syncwarp(unsigned = 0xffffffffu) { emulator::pause(emulator::State::at_warp_barrier); }
 template <class T> T __shfl_sync(unsigned, T value, int lane) { return emulator::shuffle(value, lane % warpSize); }
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return emulator::shuffle(value, emulator::lane() ^ mask); }

@@ -356,9 +356,9 @@ def test_vectors(length, cupy):
 def test_every_kernel_has_been_launched(cupy):
     """The last test of this file: no kernel without one."""
     emulator = importlib.import_module("otbilevel.testing.cuda_emulator")
-    launch = importlib.import_module("otbilevel.ot.kernels.cuda.launch")
+    device = importlib.import_module("otbilevel.ot.kernels.cuda.device")
     if cupy.__version__ != "0+stand.in":
         pytest.skip("only the emulator keeps count")
-    known = {name for file in launch.FILES for name in emulator.kernel_names(launch.source(file))}
+    known = {name for file in device.FILES for name in emulator.kernel_names(device.source(file))}
     assert len(known) > 25
     assert known == {name for name, _ in emulator.launches}

@@ -17,7 +17,7 @@ from otbilevel._core.array import Array
 from otbilevel.ot.kernels.cuda import sparse, vectors
 from otbilevel.ot.kernels.cuda.cg import solve_laplacian
 from otbilevel.ot.kernels.cuda.costs import LOG2E, TILE, cost_arguments, grids, warps
-from otbilevel.ot.kernels.cuda.launch import c_type, empty, launch, sum_parts
+from otbilevel.ot.kernels.cuda.device import c_type, empty, launch, sum_parts
 from otbilevel.ot.kernels.cuda.sparse import active_set, lazy_active_set
 from otbilevel.ot.kernels.cuda.stored import (
     BALANCED,

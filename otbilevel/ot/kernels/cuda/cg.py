@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otbilevel._core.array import Array
-from otbilevel.ot.kernels.cuda.launch import empty, launch, read
+from otbilevel.ot.kernels.cuda.device import empty, launch, read
 from otbilevel.ot.kernels.cuda.stored import product_parts
 from otbilevel.ot.kernels.cuda.vectors import one_block
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from otbilevel.ot.kernels.cuda.launch import c_type, multiprocessors
+from otbilevel.ot.kernels.cuda.device import c_type, multiprocessors
 
 LOG2E = 1.0 / math.log(2.0)
 TILE = (32, 64)

@@ -10,7 +10,7 @@ import numpy as np
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.kernels.cuda import cg, vectors
 from otbilevel.ot.kernels.cuda.costs import LOG2E, cost_arguments, warps
-from otbilevel.ot.kernels.cuda.launch import c_type, empty, launch, never
+from otbilevel.ot.kernels.cuda.device import c_type, empty, launch, never
 from otbilevel.ot.kernels.cuda.stored import BALANCED
 
 vector_kernels = vectors

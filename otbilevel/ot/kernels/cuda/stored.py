@@ -9,7 +9,7 @@ import numpy as np
 
 from otbilevel._core.array import Array
 from otbilevel.ot.kernels.cuda.costs import BLOCKS_PER_PROCESSOR, grids
-from otbilevel.ot.kernels.cuda.launch import c_type, empty, launch, multiprocessors, never, sum_parts
+from otbilevel.ot.kernels.cuda.device import c_type, empty, launch, multiprocessors, never, sum_parts
 
 STRIPS = ((32, 4), (64, 4), (128, 4), (256, 4), (512, 4), (512, 12), (512, 20))
 """Threads of a block of strips.cu, and entries of a row that each of them holds."""

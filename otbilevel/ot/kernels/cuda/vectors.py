@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otbilevel._core.array import Array, array_namespace
-from otbilevel.ot.kernels.cuda.launch import empty, launch, read
+from otbilevel.ot.kernels.cuda.device import empty, launch, read
 from otbilevel.ot.kernels.vectors import balanced, inverse_diagonal, log_ratio
 
 __all__ = ["balanced", "centred", "distance", "extremes", "inverse_diagonal", "log_ratio"]
