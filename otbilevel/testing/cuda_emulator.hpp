@@ -1,8 +1,8 @@
 // Runs unchanged CUDA kernels on the CPU: a fibre for every thread of a block, one block after the other.
 //
-// Deterministic. It shows results, indexing, barriers that threads miss, shuffles with lanes that are gone, shared memory that is read
-// before it is written (it is NaN at the start of a block), and, in the other order of threads, most missing barriers. It cannot show
-// speed, coalescing, occupancy, approximate arithmetic, or races between blocks.
+// Deterministic. It shows results, indexing, barriers that threads miss, shuffles with lanes that are gone, shared memory that is
+// read before it is written (it is NaN at the start of a block), and, in the other order of threads, most missing barriers. It
+// cannot show speed, coalescing, occupancy, approximate arithmetic, or races between blocks.
 #pragma once
 #include <csetjmp>
 #include <cstdint>

@@ -91,6 +91,16 @@ def compile_cuda(code: str, architecture: int, options: Sequence[str] = ()) -> d
     FileNotFoundError
         When it is not installed.
     """
+    return _figures(*_compile(code, architecture, options))
+
+
+def intermediate_code(code: str, architecture: int, options: Sequence[str] = ()) -> str:
+    """The PTX of CUDA C++, see `compile_cuda`."""
+    return _compile(code, architecture, options)[1]
+
+
+def _compile(code: str, architecture: int, options: Sequence[str]) -> tuple[str, str]:
+    """The compiler's report and the intermediate code."""
     nvrtc, program = _library(), ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
     try:
@@ -101,7 +111,7 @@ def compile_cuda(code: str, architecture: int, options: Sequence[str] = ()) -> d
         if failure:
             msg = f"sm_{architecture}: {log}"
             raise CUDACompileError(msg)
-        return _figures(log, _text(program, "PTX"))
+        return log, _text(program, "PTX")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

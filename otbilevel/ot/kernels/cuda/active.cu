@@ -1,6 +1,7 @@
 // Choosing the pairs that carry the mass: a warp a row, its pairs in the order of the columns.
 //
-// Counting and writing compare the same bits, as costs are computed without contraction. Macros: SOURCE, X, Y as in costs.cuh; PLAN.
+// Counting and writing compare the same bits, as costs are computed without contraction. Macros: SOURCE, X, Y as in costs.cuh;
+// PLAN.
 #include "common.cuh"
 #include "costs.cuh"
 

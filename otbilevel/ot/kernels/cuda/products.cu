@@ -1,6 +1,5 @@
-// Passes over a stored K whose rows are too long for strips.cu: rows first, then columns, a tile of 8 rows or 64 columns at a time.
-//
-// Grids and partial sums are those of sweeps.cu. Macro: PLAN, the type of K.
+// Passes over a stored K whose rows are too long for strips.cu: rows first, then columns. Grids and partial sums are those of
+// sweeps.cu. Macro: PLAN, the type of K.
 #include "common.cuh"
 
 #define WARPS 8
@@ -17,8 +16,8 @@ __device__ inline PLAN powered(PLAN entry, int squarings) {
 
 // sum_j K_ij^p v_j with p = 2^squarings, rounded like the entries if p > 1. Nothing when `done` says that a solve is over.
 extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
-stored_rows(const PLAN *__restrict__ plan, int n, int m, const double *__restrict__ v, int squarings, const double *__restrict__ done,
-            double *parts) {
+stored_rows(const PLAN *__restrict__ plan, int n, int m, const double *__restrict__ v, int squarings,
+            const double *__restrict__ done, double *parts) {
   if (*done != 0.0) return;
   const int first = blockIdx.x * ROWS + threadIdx.y;
   double sums[PER_ROW] = {};
@@ -84,8 +83,8 @@ stored_squares(const PLAN *__restrict__ plan, int n, int m, const double *__rest
 
 // K_ij <- K_ij^p v_j scale_i; the sums are over what was stored, but for its rounding.
 extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
-stored_sharpen(PLAN *plan, int n, int m, const double *__restrict__ w, const double *__restrict__ v, const double *__restrict__ scale,
-               int squarings, double *parts) {
+stored_sharpen(PLAN *plan, int n, int m, const double *__restrict__ w, const double *__restrict__ v,
+               const double *__restrict__ scale, int squarings, double *parts) {
   stored_sums(n, m, w, parts, [&](int i, int j) {
     PLAN *place = plan + (long long)i * m + j;
     const PLAN entry = powered(*place, squarings) * (PLAN)v[j];
@@ -95,9 +94,9 @@ stored_sharpen(PLAN *plan, int n, int m, const double *__restrict__ w, const dou
 }
 
 // u = relaxed(u, sums) and the row weights that go with it, as `scaling_strip` of strips.cu has it. A thread a row.
-extern "C" __global__ void finish_scaling(const double *__restrict__ sums, const double *__restrict__ a, const double *__restrict__ u,
-                                          const double *__restrict__ f, int n, double reg, double relaxation, double share, double low,
-                                          double high, double *scalings, double *weights, double *errors) {
+extern "C" __global__ void finish_scaling(const double *__restrict__ sums, const double *__restrict__ a,
+                                          const double *__restrict__ u, const double *__restrict__ f, int n, double reg,
+                                          double relaxation, double share, double low, double high, double *scalings, double *weights, double *errors) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const Mass mass = {share, low, high, 1.0 / reg};

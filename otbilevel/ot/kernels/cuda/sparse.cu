@@ -1,4 +1,5 @@
-// Passes over an active set: rows in CSR order, a warp a row; columns by way of `order`, which lists the same entries column by column.
+// Passes over an active set: rows in CSR order, a warp a row; columns by way of `order`, which lists the same entries column by
+// column.
 //
 // K is float: memory traffic dominates. `done` says that a solve is over.
 #include "common.cuh"
@@ -6,11 +7,12 @@
 #define WARPS 8
 #define LINE_OF_WARP (blockIdx.x * WARPS + threadIdx.y)
 
-// f_i = -reg log sum_k exp((g_k - C_ik) / reg), the entries of K, and for `csc_softmax` the largest exponent and r_i / sum of the row.
+// f_i = -reg log sum_k exp((g_k - C_ik) / reg), the entries of K, and for `csc_softmax` the largest exponent and r_i / sum of
+// the row.
 extern "C" __global__ void __launch_bounds__(WARP * WARPS, 2)
 csr_softmax(const long long *__restrict__ indptr, const int *__restrict__ indices, const double *__restrict__ costs, int n,
-            const double *__restrict__ g, double reg, double rate, const double *__restrict__ a, double share, double low, double high,
-            double *f, double *tops, double *weights, float *plan) {
+            const double *__restrict__ g, double reg, double rate, const double *__restrict__ a, double share, double low,
+            double high, double *f, double *tops, double *weights, float *plan) {
   const int i = LINE_OF_WARP;
   if (i >= n) return;
   const long long first = indptr[i] + threadIdx.x, end = indptr[i + 1];

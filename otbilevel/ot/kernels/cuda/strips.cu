@@ -1,10 +1,10 @@
 // Passes that read every entry once, for rows that fit into the registers of a block.
 //
-// A block goes through its strip of rows, every gridDim.x-th: it holds a row's entries in registers, adds them up to the row sum s_i,
-// turns that into the weight w_i of the row, and adds w_i times the entries to its column sums, in registers, too. These end up in
-// `parts`, (strips, m). A thread has every THREADS-th column, ITEMS of them: both are macros, so that the places of these in memory are
-// constants in the instructions and take no registers. Other macros: PLAN, the type of a stored K; X, that of a stored cost; EXP, the
-// precision of the exponentials.
+// A block goes through its strip of rows, every gridDim.x-th: it holds a row's entries in registers, adds them up to the row sum
+// s_i, turns that into the weight w_i of the row, and adds w_i times the entries to its column sums, in registers, too. These
+// end up in `parts`, (strips, m). A thread has every THREADS-th column, ITEMS of them: both are macros, so that the places of
+// these in memory are constants in the instructions and take no registers. Other macros: PLAN, the type of a stored K; X, that
+// of a stored cost; EXP, the precision of the exponentials.
 #include "common.cuh"
 
 // Rows at a time: two where registers allow, so that v is read and the block waits once for both.
@@ -24,7 +24,8 @@ __device__ inline void write_strip(const double (&columns)[ITEMS], int m, double
 
 // w_i = weigh(i, sum_j K_ij v_j); parts = sum_i w_i K_ij. Only thread 0 of a block may write what `weigh` has to write.
 template <class Weigh>
-__device__ inline void strip(const PLAN *__restrict__ plan, const double *__restrict__ v, int n, int m, double *parts, Weigh weigh) {
+__device__ inline void strip(const PLAN *__restrict__ plan, const double *__restrict__ v, int n, int m, double *parts,
+                             Weigh weigh) {
   double columns[ITEMS] = {};
   const int length = m - (int)threadIdx.x;
   for (int first = blockIdx.x * TOGETHER; first < n; first += gridDim.x * TOGETHER) {
@@ -53,7 +54,8 @@ __device__ inline void strip(const PLAN *__restrict__ plan, const double *__rest
   write_strip(columns, m, parts);
 }
 
-// u = relaxed(u, K v), K'w: both half steps of Sinkhorn's iteration. w_i = a_i exp((clip(share S_i) - f_i) / reg), S_i = f_i + reg log u_i.
+// u = relaxed(u, K v), K'w: both half steps of Sinkhorn's iteration. w_i = a_i exp((clip(share S_i) - f_i) / reg), S_i = f_i +
+// reg log u_i.
 extern "C" __global__ void __launch_bounds__(THREADS)
 scaling_strip(const PLAN *__restrict__ plan, const double *__restrict__ v, int n, int m, const double *__restrict__ a,
               const double *__restrict__ f, double reg, double relaxation, double share, double low, double high, double *u,

@@ -1,8 +1,8 @@
 // Sweeps over the cost, a tile of 32 x 64 pairs at a time: one exponential per pair.
 //
-// Row kernels run on a grid (tiles of rows, splits of the columns), column kernels on (tiles of columns, strips of rows). Each block
-// writes partial sums, (splits, n) or (strips, m), which `sum_parts` of vectors.cu adds up. `rate` is log2(e) / reg. Macros: SOURCE,
-// X, Y as in costs.cuh; EXP, the precision of the exponentials; PLAN, the type of a stored K.
+// Row kernels run on a grid (tiles of rows, splits of the columns), column kernels on (tiles of columns, strips of rows). Each
+// block writes partial sums, (splits, n) or (strips, m), which `sum_parts` of vectors.cu adds up. `rate` is log2(e) / reg.
+// Macros: SOURCE, X, Y as in costs.cuh; EXP, the precision of the exponentials; PLAN, the type of a stored K.
 #include "common.cuh"
 #include "costs.cuh"
 

@@ -103,8 +103,8 @@ cg_start(const double *__restrict__ b, const double *__restrict__ inverse_diagon
 
 // q = L p from the partial sums of K' diag(weights) K scaled.
 extern "C" __global__ void __launch_bounds__(256)
-cg_apply(const double *__restrict__ parts, int count, int length, const double *__restrict__ degree, const double *__restrict__ columns,
-         const double *__restrict__ p, const double *__restrict__ state, double *q) {
+cg_apply(const double *__restrict__ parts, int count, int length, const double *__restrict__ degree,
+         const double *__restrict__ columns, const double *__restrict__ p, const double *__restrict__ state, double *q) {
   if (state[DONE] != RUNNING) return;
   const int j = blockIdx.x * WARP + threadIdx.x;
   const double total = sum_of_parts(parts, count, length, j);
@@ -113,7 +113,8 @@ cg_apply(const double *__restrict__ parts, int count, int length, const double *
 
 extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK)
 cg_step(const double *__restrict__ q, const double *__restrict__ degree, const double *__restrict__ inverse_diagonal,
-        const double *__restrict__ columns, int length, int max_iter, double *x, double *r, double *p, double *scaled, double *state) {
+        const double *__restrict__ columns, int length, int max_iter, double *x, double *r, double *p, double *scaled,
+        double *state) {
   if (state[DONE] != RUNNING) return;
   double curvature[2] = {}, sums[2] = {};
   FOR_ENTRIES(j, length) {
