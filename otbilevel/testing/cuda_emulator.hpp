@@ -1,8 +1,9 @@
 // Runs unchanged CUDA kernels on the CPU: a fibre for every thread of a block, one block after the other.
 //
-// Deterministic. It shows results, indexing, barriers that threads miss, shuffles with lanes that are gone, shared memory that is
-// read before it is written (it is NaN at the start of a block), and, in the other order of threads, most missing barriers. It
-// cannot show speed, coalescing, occupancy, approximate arithmetic, or races between blocks.
+// Deterministic: a warp runs until all of it waits for the block, then the next one does. It shows results, indexing, barriers that
+// threads miss, shuffles with lanes that are gone, shared memory that is read before it is written (it is NaN at the start of a
+// block), and, in one order of threads or the other, most missing barriers. It cannot show speed, coalescing, occupancy, what is
+// approximate on a device, or races between blocks.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -77,22 +78,20 @@ static void run(unsigned fibre) {
   setcontext(&f.start);
 }
 
-// Wakes the warps that wait as a whole. Returns 0 when there is none, 1 when there is, 2 when a lane that is gone is waited for.
-static int wake_warps(unsigned count) {
-  int woken = 0;
-  for (unsigned first = 0; first < count; first += warpSize) {
-    const unsigned end = first + warpSize < count ? first + warpSize : count;
+// Runs the fibres [first, end) of a warp as far as they get. Returns 2 when they wait for a lane that is gone.
+static int run_warp(unsigned first, unsigned end, bool descending) {
+  for (;;) {
     unsigned waiting = 0, finished = 0;
-    for (unsigned i = first; i < end; ++i) {
-      waiting += fibres[i].state == State::at_warp_barrier;
-      finished += fibres[i].state == State::finished;
+    for (unsigned k = first; k < end; ++k) {
+      const unsigned fibre = descending ? end - 1 - (k - first) : k;
+      if (fibres[fibre].state == State::running) run(fibre);
+      waiting += fibres[fibre].state == State::at_warp_barrier;
+      finished += fibres[fibre].state == State::finished;
     }
-    if (waiting == 0 || waiting + finished < end - first) continue;
+    if (waiting == 0 || waiting + finished < end - first) return 0;
     if (finished > 0) return 2;
     for (unsigned i = first; i < end; ++i) fibres[i].state = State::running;
-    woken = 1;
   }
-  return woken;
 }
 
 // Returns 0; 1 when threads wait at different barriers for ever; 2 when a warp waits for a lane that is gone.
@@ -100,13 +99,11 @@ static int run_block(unsigned count, bool descending) {
   std::memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
   for (unsigned i = 0; i < count; ++i) fibres[i].state = State::running, fibres[i].shuffles = 0;
   for (;;) {
-    for (unsigned k = 0; k < count; ++k) {
-      const unsigned fibre = descending ? count - 1 - k : k;
-      if (fibres[fibre].state == State::running) run(fibre);
+    const unsigned warps = (count + warpSize - 1) / warpSize;
+    for (unsigned k = 0; k < warps; ++k) {
+      const unsigned first = (descending ? warps - 1 - k : k) * warpSize, end = first + warpSize;
+      if (const int failure = run_warp(first, end < count ? end : count, descending)) return failure;
     }
-    const int woken = wake_warps(count);
-    if (woken == 2) return 2;
-    if (woken == 1) continue;
     unsigned finished = 0, waiting = 0;
     int line = 0;
     for (unsigned i = 0; i < count; ++i) {

@@ -229,6 +229,9 @@ def _build(code: str, defines: tuple[str, ...], names: tuple[str, ...]) -> ctype
     digest = hashlib.sha256("\0".join((text, *defines, *FLAGS)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"otbilevel-emulated-{os.getuid() if hasattr(os, 'getuid') else 0}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        msg = f"{folder} belongs to somebody else, whose code must not run here: remove it, or set TMPDIR"
+        raise PermissionError(msg)
     library = folder / f"{digest}.so"
     if not library.exists():
         compiler = shutil.which("g++")

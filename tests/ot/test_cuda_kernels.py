@@ -361,4 +361,4 @@ def test_every_kernel_has_been_launched(cupy):
         pytest.skip("only the emulator keeps count")
     known = {name for file in device.FILES for name in emulator.kernel_names(device.source(file))}
     assert len(known) > 25
-    assert known == {name for name, _ in emulator.launches}
+    assert not known - {name for name, _ in emulator.launches}

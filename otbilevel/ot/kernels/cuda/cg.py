@@ -54,7 +54,7 @@ def solve(
         for _ in range(min(CHECK_EVERY, max_iter - queued)):
             parts = product(weights, scaled, state)
             launch("vectors", "cg_apply", (-(-m // 32),), (32, 8), parts, parts.shape[0], m, degree, columns, p, state, q)
-            vectors = q, degree, inverse_diagonal, columns, m, max_iter, x, r, p, scaled, state
+            vectors = q, degree, inverse_diagonal, columns, m, x, r, p, scaled, state
             launch("vectors", "cg_step", *one_block(m), *vectors)
             queued += 1
         figures = read(state)

@@ -46,7 +46,9 @@ def launch(file: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], 
         elif isinstance(value, float):
             values.append(np.float64(value))
         else:
-            assert value.flags.c_contiguous, f"{name} takes contiguous arrays"
+            if not value.flags.c_contiguous:  # it would be read as something else
+                msg = f"{name} takes contiguous arrays"
+                raise ValueError(msg)
             values.append(value)
     function(file, name, tuple(sorted((key, str(value)) for key, value in macros.items())))(grid, block, tuple(values))
 

@@ -96,7 +96,8 @@ stored_sharpen(PLAN *plan, int n, int m, const double *__restrict__ w, const dou
 // u = relaxed(u, sums) and the row weights that go with it, as `scaling_strip` of strips.cu has it. A thread a row.
 extern "C" __global__ void finish_scaling(const double *__restrict__ sums, const double *__restrict__ a,
                                           const double *__restrict__ u, const double *__restrict__ f, int n, double reg,
-                                          double relaxation, double share, double low, double high, double *scalings, double *weights, double *errors) {
+                                          double relaxation, double share, double low, double high, double *scalings,
+                                          double *weights, double *errors) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const Mass mass = {share, low, high, 1.0 / reg};

@@ -113,8 +113,7 @@ cg_apply(const double *__restrict__ parts, int count, int length, const double *
 
 extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK)
 cg_step(const double *__restrict__ q, const double *__restrict__ degree, const double *__restrict__ inverse_diagonal,
-        const double *__restrict__ columns, int length, int max_iter, double *x, double *r, double *p, double *scaled,
-        double *state) {
+        const double *__restrict__ columns, int length, double *x, double *r, double *p, double *scaled, double *state) {
   if (state[DONE] != RUNNING) return;
   double curvature[2] = {}, sums[2] = {};
   FOR_ENTRIES(j, length) {
@@ -143,6 +142,6 @@ cg_step(const double *__restrict__ q, const double *__restrict__ degree, const d
     const double steps = state[STEPS] + 1.0;
     state[PRODUCT] = sums[0];
     state[STEPS] = steps;
-    if (!(sums[1] > state[TARGET]) || steps >= max_iter) state[DONE] = FINISHED;
+    if (!(sums[1] > state[TARGET])) state[DONE] = FINISHED;
   }
 }
