@@ -17,6 +17,12 @@ import pytest
 IN_CI = bool(os.environ.get("CI"))
 """In continuous integration an array library that is missing is a failure, and hypothesis draws the same examples every time."""
 
+STAND_IN = os.environ.get("OTBILEVEL_FAKE_CUPY") == "1"
+"""Whether a stand-in takes the place of CuPy: for a process of its own, as `test_cuda.py` starts it."""
+
+if STAND_IN:
+    importlib.import_module("otbilevel.testing").install_cupy_stand_in()
+
 hypothesis.settings.register_profile(
     "otbilevel",
     deadline=None,
@@ -144,11 +150,33 @@ def tested_libraries() -> set[str]:
     return {backend.library for backend in EVERYWHERE}
 
 
+def find_cupy() -> tuple[ModuleType | None, str]:
+    """CuPy where it can run, or its stand-in, or None; and what that is, for people."""
+    if STAND_IN:
+        return importlib.import_module("cupy"), "a stand-in for CuPy, kernels emulated by g++: no GPU has run them"
+    if importlib.util.find_spec("cupy") is None:
+        return None, "CuPy is not installed: stand-ins run its kernels, in processes of their own"
+    module = importlib.import_module("cupy")
+    if not module.is_available():
+        return None, "CuPy finds no GPU: stand-ins run its kernels, in processes of their own"
+    name = module.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return module, f"CuPy {module.__version__} on {name}"
+
+
+@pytest.fixture(scope="session")
+def cupy() -> ModuleType:
+    """CuPy on a GPU, or its stand-in."""
+    module, what = find_cupy()
+    if module is None:
+        pytest.skip(what)
+    return module
+
+
 def pytest_report_header() -> list[str]:
-    """Say which array libraries and kernels run, and that no GPU does."""
+    """Say which array libraries and kernels run, and on what."""
     runs = ", ".join(f"{backend.name} {backend.version or '(MISSING, skipped)'}" for backend in EVERYWHERE)
     kernels = os.environ.get("OTBILEVEL_KERNELS") or "compiled for numpy, generic elsewhere"
-    return [f"array libraries: {runs}", f"kernels: {kernels}; everything on the CPU, no GPU code has run"]
+    return [f"array libraries: {runs}", f"kernels: {kernels}", f"CUDA: {find_cupy()[1]}"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import (
     device,
     is_array_api_obj,
+    is_cupy_namespace,
     is_numpy_namespace,
     is_torch_array,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "common_namespace",
     "default_float",
     "device",
+    "is_cupy_namespace",
     "is_numpy_namespace",
     "library_name",
     "readonly",
@@ -128,11 +130,13 @@ def common_namespace(arrays: dict[str, Array]) -> ModuleType:
     return namespace
 
 
-def readonly(x: np.ndarray) -> np.ndarray:
-    """A C-contiguous, read-only view of `x` (a copy only if it is not contiguous).
+def readonly(x: Array) -> Array:
+    """A C-contiguous view of a NumPy or CuPy array (a copy only if it is not contiguous), read-only where the library knows that.
 
     Compiled kernels then see one type for all inputs, writeable or not, and cannot change the caller's data.
     """
+    if not isinstance(x, np.ndarray):
+        return array_namespace(x).asarray(x, order="C")
     view = np.ascontiguousarray(x).view()
     view.flags.writeable = False
     return view

@@ -34,8 +34,8 @@ and on vectors, in `vector_kernels`,
 
 Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.
 
-`generic` is the truth, in the array API; `cpu` is compiled for NumPy. Setting ``OTBILEVEL_KERNELS=generic`` in the
-environment forces the former.
+`generic` is the truth, in the array API; `cpu` is compiled for NumPy, `cuda` for CuPy. Setting ``OTBILEVEL_KERNELS=generic`` in
+the environment forces the first.
 """
 
 from __future__ import annotations
@@ -43,14 +43,20 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from otbilevel._core.array import is_numpy_namespace
+from otbilevel._core.array import is_cupy_namespace, is_numpy_namespace
 from otbilevel.ot.kernels import generic
 
 
 def select(xp: ModuleType) -> ModuleType:
     """The kernels for arrays of namespace `xp`."""
-    if is_numpy_namespace(xp) and os.environ.get("OTBILEVEL_KERNELS", "") != "generic":
+    if os.environ.get("OTBILEVEL_KERNELS", "") == "generic":
+        return generic
+    if is_numpy_namespace(xp):
         from otbilevel.ot.kernels import cpu  # noqa: PLC0415 -- brings in numba, which takes a while
 
         return cpu
+    if is_cupy_namespace(xp):
+        from otbilevel.ot.kernels import cuda  # noqa: PLC0415 -- for those who have a GPU
+
+        return cuda
     return generic
