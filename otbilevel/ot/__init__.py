@@ -1,9 +1,24 @@
 """Optimal transport: geometry -> problem -> method -> result."""
 
 from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.gradients import OTGradient
+from otbilevel.ot.linearization import Linearization, OTTangent, hvp, jvp, linearize, vjp
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.reg_path import reg_path
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
 
-__all__ = ["DenseCost", "OTResult", "PointCloud", "reg_path", "solve_ot"]
+__all__ = [
+    "DenseCost",
+    "Linearization",
+    "OTGradient",
+    "OTResult",
+    "OTTangent",
+    "PointCloud",
+    "hvp",
+    "jvp",
+    "linearize",
+    "reg_path",
+    "solve_ot",
+    "vjp",
+]

@@ -163,9 +163,7 @@ class Cosine(CostDerivative):
     def outward(self, gradient: Pair) -> Pair:
         """(I - p p') / |x| times the gradient in p."""
         units = (self.x, self.y)
-        first, second = (
-            (v - p * self._dot(p, v)) / length for v, p, length in zip(gradient, units, self._lengths, strict=True)
-        )
+        first, second = ((v - p * self._dot(p, v)) / length for v, p, length in zip(gradient, units, self._lengths, strict=True))
         return first, second
 
     def outward_change(self, gradient: Pair, change: Pair) -> Pair:

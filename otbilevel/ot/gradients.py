@@ -1,10 +1,10 @@
-"""The gradient of the optimal value, by the envelope theorem: potentials, plan and entropy are the derivatives, no solve is needed."""
+"""The gradient of the optimal value, by the envelope theorem: its derivatives are potentials, plan and entropy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from otbilevel._core.array import Array
 from otbilevel.ot.cost_derivative import CostDerivative, Pair, cost_derivative, inputs

@@ -1,10 +1,12 @@
-"""The linear system behind derivatives of potentials,
+"""The linear system behind derivatives of potentials.
+
+It is
 
     ( diag(r)   P      ) (mu)   (rho  )
     ( P'        diag(c)) (nu) = (sigma),    sum rho = sum sigma,
 
-with P the plan and r, c its sums: it is singular, with null vector (1, -1), and symmetric. Eliminating mu leaves the Laplacian of the
-semi-dual, L nu = sigma - P' (rho / r), see `row_plan`.
+with P the plan and r, c its sums: it is singular, with null vector (1, -1), and symmetric. Eliminating mu leaves the Laplacian of
+the semi-dual, L nu = sigma - P' (rho / r), see `row_plan`.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ class PlanSystem:
     """The system at a plan, for any number of right-hand sides.
 
     A Laplacian in single precision is spectrally equivalent to the true one within its rounding, however ill conditioned both are:
-    so it is solved with that, and refined with products in double precision, which compute the plan anew. Each round gains about six
-    digits.
+    so it is solved with that, and refined with products in double precision, which compute the plan anew. Each round gains about
+    six digits.
 
     Attributes
     ----------

@@ -223,8 +223,8 @@ class OTResult(Result):
         -----
         In a it is f + reg (mass - 1), in b g + reg (mass - 1), in C the plan P, in reg KL(P | a b^T), and in the point x_i
         sum_j P_ij dc(x_i, y_j)/dx_i, without an n x m array: for squared Euclidean and cosine costs two products with the plan,
-        for the others blocks of rows. At a zero weight it is the derivative to the right. The error is of the order of `marginal_error`
-        times the range of the cost. After ``method="exact"`` it is a subgradient, as the value has kinks.
+        for the others blocks of rows. At a zero weight it is the derivative to the right. The error is of the order of
+        `marginal_error` times the range of the cost. After ``method="exact"`` it is a subgradient, as the value has kinks.
         Derivatives of other outputs, and second ones, take a linear solve: see `otbilevel.ot.linearize`.
 
         Examples
