@@ -1,6 +1,8 @@
 """Optimal transport: geometry -> problem -> method -> result."""
 
 from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.divergence import sinkhorn_divergence
+from otbilevel.ot.divergence_result import DivergenceResult
 from otbilevel.ot.gradients import OTGradient
 from otbilevel.ot.linearization import Linearization, OTTangent, hvp, jvp, linearize, vjp
 from otbilevel.ot.point_cloud import PointCloud
@@ -10,6 +12,7 @@ from otbilevel.ot.solve import solve_ot
 
 __all__ = [
     "DenseCost",
+    "DivergenceResult",
     "Linearization",
     "OTGradient",
     "OTResult",
@@ -19,6 +22,7 @@ __all__ = [
     "jvp",
     "linearize",
     "reg_path",
+    "sinkhorn_divergence",
     "solve_ot",
     "vjp",
 ]

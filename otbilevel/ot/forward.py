@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otbilevel._core.array import Array
-from otbilevel.ot.gradients import OTGradient
+from otbilevel.ot.gradients import OTGradient, balanced_change
 from otbilevel.ot.plan_blocks import Block, PlanBlocks
 from otbilevel.ot.plan_system import PlanSystem
 
@@ -42,17 +42,8 @@ class Forward:
             derivative = blocks.derivative
             zeros = xp.zeros_like(derivative.x), xp.zeros_like(derivative.y)
             derivative.direct(*(z if v is None else v for z, v in zip(zeros, (direction.x, direction.y), strict=True)))
-        self._a, self._b, self._mass = self._balanced()
+        self._a, self._b, self._mass = balanced_change(blocks.problem, direction.a, direction.b)
         self.f, self.g = self._potentials()
-
-    def _balanced(self) -> tuple[Array, Array, float]:
-        """Changes of weights that are scaled to their mean mass, and of that mass."""
-        p, xp = self._blocks, self._xp
-        a = xp.zeros_like(p.a) if self._direction.a is None else self._direction.a
-        b = xp.zeros_like(p.b) if self._direction.b is None else self._direction.b
-        of_a, of_b = float(xp.sum(a)), float(xp.sum(b))
-        share = (of_a - of_b) / (2.0 * p.mass)
-        return a - share * p.a, b + share * p.b, 0.5 * (of_a + of_b)
 
     def _cost_change(self, block: Block) -> Any:
         """dC_ij, and 0 where the plan has vanished."""

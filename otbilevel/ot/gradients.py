@@ -112,6 +112,24 @@ def only(found: OTGradient, names: set[str]) -> OTGradient:
     return OTGradient(**{name: getattr(found, name) for name in names})
 
 
+def balanced_gradient(problem: OTProblem, a: Array, b: Array) -> tuple[Array, Array]:
+    """Gradients in the weights for weights that are first scaled to their mean mass: the same up to (s, -s)."""
+    xp = problem.xp
+    of_a, of_b = xp.sum(problem.sources.restrict(a) * problem.a), xp.sum(problem.targets.restrict(b) * problem.b)
+    shift = 0.5 * float(of_a - of_b)
+    return a - shift, b + shift
+
+
+def balanced_change(problem: OTProblem, a: Array | None, b: Array | None) -> tuple[Array, Array, float]:
+    """Changes of weights that are first scaled to their mean mass, and the change of that mass."""
+    xp = problem.xp
+    weights = problem.sources.expand(problem.a), problem.targets.expand(problem.b)
+    of_a, of_b = (xp.zeros_like(w) if v is None else v for v, w in zip((a, b), weights, strict=True))
+    mass_a, mass_b = float(xp.sum(of_a)), float(xp.sum(of_b))
+    excess = 0.5 * (mass_a - mass_b)
+    return of_a - excess * weights[0], of_b + excess * weights[1], 0.5 * (mass_a + mass_b)
+
+
 def divergence_from_product(plan: Plan) -> float:
     """KL(P | a b'), the derivative of the value in reg."""
     assert isinstance(plan, EntropicPlan)  # `wanted` sees to it

@@ -270,8 +270,8 @@ def linearize(result: OTResult, *, memory: float = MEMORY) -> Linearization:
     with the plan in it; without f it is one with the Laplacian of Newton's method. It is solved by conjugate gradients with
     a plan in single precision and refined with one in double precision, to a residual of 1e-13 where rounding allows. They
     are the derivatives at the returned potentials: with a marginal error of e they are off by some e times a second derivative.
-    Beside the solve each product takes one to three passes over the plan, in blocks of rows: O(n m d) operations and, between points,
-    O((n + m) d) memory beside the stored plan.
+    Beside the solve each product takes one to three passes over the plan, in blocks of rows: O(n m d) operations and, between
+    points, O((n + m) d) memory beside the stored plan.
 
     References
     ----------

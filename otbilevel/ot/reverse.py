@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from otbilevel._core.array import Array, array_namespace
-from otbilevel.ot.gradients import OTGradient
+from otbilevel.ot.gradients import OTGradient, balanced_gradient
 from otbilevel.ot.plan_blocks import Block, PlanBlocks
 from otbilevel.ot.plan_system import PlanSystem
 from otbilevel.ot.problem import Support
@@ -58,16 +58,10 @@ class Reverse:
         found = self._gather(mu, nu, names)
         f, g = self._blocks.potentials
         a, b = found["a"] - of_gauge * f, found["b"] + of_gauge * g
-        found["a"], found["b"] = self._balanced(a, b)
+        found["a"], found["b"] = balanced_gradient(self._blocks.problem, a, b)
         xp, dtype = self._xp, self._blocks.problem.dtype
         fields = {name: value if name == "reg" else xp.astype(value, dtype) for name, value in found.items()}
         return OTGradient(**{name: value for name, value in fields.items() if name in names})
-
-    def _balanced(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """Up to the multiple of (1, -1) that belongs to weights which are first scaled to their mean mass."""
-        p, xp = self._blocks, self._xp
-        shift = (float(xp.sum(a * p.a)) - float(xp.sum(b * p.b))) / (2.0 * p.mass)
-        return a - shift, b + shift
 
     def _solve(self) -> tuple[Array, Array, float]:
         """mu and nu at all points, and the derivative in the shift of f against g, which the gauge <a, f> = <b, g> determines."""
