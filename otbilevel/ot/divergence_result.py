@@ -137,25 +137,62 @@ class DivergenceResult(Result):
         """
         problem = self._problem
         names = wanted(wrt, problem)
-        if not isinstance(problem.whole, PointCloud):
-            msg = "second derivatives are there for points only, not for three costs: use linearize on each of the three results"
-            raise ValueError(msg)
-        if not self._linear:
-            symmetric = (False, True, True)
-            self._linear = [Linearization(r, MEMORY, symmetric=s) for r, s in zip(self._results, symmetric, strict=True)]
-        of_ab, of_aa, of_bb = self._linear
+        of_ab, of_aa, of_bb = self._linearized()
         cross = of_ab.hvp(a=a, b=b, x=x, y=y, reg=reg, wrt=names)
         da, db, _ = balanced_change(problem, *(None if v is None else problem.xp.astype(v, problem.xp.float64) for v in (a, b)))
         first = of_aa.hvp(a=da, b=da, x=x, y=x, reg=reg, wrt=("a", "x", "reg"))
         second = of_bb.hvp(a=db, b=db, x=y, y=y, reg=reg, wrt=("a", "x", "reg"))
         return self._combined(cross, first, second, names)
 
+    def vjp(self, *, f: Any = None, g: Any = None, wrt: Iterable[str] | None = None) -> OTGradient:
+        """Differentiate a scalar in the data, given its derivatives in the potentials of the divergence.
+
+        Parameters
+        ----------
+        f, g : (n,), (m,) array_like, optional
+            Derivatives in the potentials.
+        wrt : names among "a", "b", "x", "y", "reg", optional
+            As in `gradient`.
+
+        Returns
+        -------
+        OTGradient
+            Derivatives in the data.
+
+        Notes
+        -----
+        A linear solve for each of the three problems, as for `hvp`.
+        """
+        names = wanted(wrt, self._problem)
+        of_ab, of_aa, of_bb = self._linearized()
+        total = of_ab.vjp(f=f, g=g, wrt=names)
+        if f is not None:
+            own = of_aa.vjp(f=0.5 * f, g=0.5 * f, wrt=("a", "b", "x", "y", "reg"))
+            total = total.combine(OTGradient(a=own.a + own.b, x=own.x + own.y, reg=own.reg), -1.0)  # type: ignore[operator]
+        if g is not None:
+            own = of_bb.vjp(f=0.5 * g, g=0.5 * g, wrt=("a", "b", "x", "y", "reg"))
+            total = total.combine(OTGradient(b=own.a + own.b, y=own.x + own.y, reg=own.reg), -1.0)  # type: ignore[operator]
+        return self._projected(only(total, names))
+
+    def _linearized(self) -> list[Linearization]:
+        """All three solutions, for first derivatives of their potentials; kept for the next call."""
+        if not isinstance(self._problem.whole, PointCloud):
+            msg = "these derivatives are there for points only, not for three costs: use linearize on each of the three results"
+            raise ValueError(msg)
+        if not self._linear:
+            symmetric = (False, True, True)
+            self._linear = [Linearization(r, MEMORY, symmetric=s) for r, s in zip(self._results, symmetric, strict=True)]
+        return self._linear
+
     def _combined(self, cross: OTGradient, first: OTGradient, second: OTGradient, names: set[str]) -> OTGradient:
         """A measure enters its own problem on both sides, each with the factor 1/2."""
         moved = OTGradient(a=first.a, b=second.a, x=first.x, y=second.x)
         if first.reg is not None and second.reg is not None:
             moved = replace(moved, reg=0.5 * (first.reg + second.reg))
-        total = only(cross.combine(moved, -1.0), names)
+        return self._projected(only(cross.combine(moved, -1.0), names))
+
+    def _projected(self, total: OTGradient) -> OTGradient:
+        """With the gradients in the weights as `OTGradient` defines them."""
         if total.a is None or total.b is None:
             return total
         a, b = balanced_gradient(self._problem, total.a, total.b)

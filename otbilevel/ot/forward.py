@@ -12,6 +12,7 @@ from otbilevel._core.array import Array
 from otbilevel.ot.gradients import OTGradient, balanced_change
 from otbilevel.ot.plan_blocks import Block, PlanBlocks
 from otbilevel.ot.plan_system import PlanSystem
+from otbilevel.ot.point_cloud import PointCloud
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Forward:
     def __init__(self, blocks: PlanBlocks, system: PlanSystem, direction: Direction) -> None:
         self._blocks, self._system, self._direction = blocks, system, direction
         self._xp = xp = blocks.xp
-        if direction.x is not None or direction.y is not None:
+        if isinstance(blocks.geometry, PointCloud):  # also without a change of points: the last direction must go
             derivative = blocks.derivative
             zeros = xp.zeros_like(derivative.x), xp.zeros_like(derivative.y)
             derivative.direct(*(z if v is None else v for z, v in zip(zeros, (direction.x, direction.y), strict=True)))

@@ -3,7 +3,8 @@
 With T(f)_i = -reg log sum_j a_j exp((f_j - C_ij)/reg) and a symmetric C the potentials solve f = T(f). The derivative of T is minus
 a Markov matrix, whose eigenvalues lie in [0, 1] where exp(-C/reg) is positive semi-definite: the averaged iteration
 f <- (f + T(f))/2 then halves the error, at any reg (J. Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn
-divergences, AISTATS 2019, eq. 25), and Anderson's mixing does better. As C_ii is least, f stays within reg log n of 0: no path in reg is needed.
+divergences, AISTATS 2019, eq. 25), and Anderson's mixing does better. As C_ii is least, f stays within reg log n of 0: no path in
+reg is needed.
 """
 
 from __future__ import annotations
