@@ -107,11 +107,12 @@ class DivergenceResult(Result):
         A few products with the plans, see `OTResult.gradient`.
         """
         names = wanted(wrt, self._problem)
-        cross = self.result_ab.gradient(names)
-        own_a, own_b = (_renamed(names, own) for own in (("a", "x"), ("b", "y")))
+        needed = _with_both_weights(names)
+        cross = self.result_ab.gradient(needed)
+        own_a, own_b = (_renamed(needed, own) for own in (("a", "x"), ("b", "y")))
         first = self.result_aa.gradient({"a": "a", "x": "x", "reg": "reg"}[name] for name in own_a)
         second = self.result_bb.gradient({"b": "a", "y": "x", "reg": "reg"}[name] for name in own_b)
-        return self._combined(cross, first, second, names)
+        return only(self._projected(_combined(cross, first, second)), names)
 
     def hvp(
         self, *, a: Any = None, b: Any = None, x: Any = None, y: Any = None, reg: float = 0.0, wrt: Iterable[str] | None = None
@@ -138,11 +139,17 @@ class DivergenceResult(Result):
         problem = self._problem
         names = wanted(wrt, problem)
         of_ab, of_aa, of_bb = self._linearized()
-        cross = of_ab.hvp(a=a, b=b, x=x, y=y, reg=reg, wrt=names)
+        cross = of_ab.hvp(a=a, b=b, x=x, y=y, reg=reg, wrt=_with_both_weights(names))
         da, db, _ = balanced_change(problem, *(None if v is None else problem.xp.astype(v, problem.xp.float64) for v in (a, b)))
         first = of_aa.hvp(a=da, b=da, x=x, y=x, reg=reg, wrt=("a", "x", "reg"))
         second = of_bb.hvp(a=db, b=db, x=y, y=y, reg=reg, wrt=("a", "x", "reg"))
-        return self._combined(cross, first, second, names)
+        change = self._projected(_combined(cross, first, second))
+        if change.a is not None and change.b is not None:
+            # The shift that makes <gradient in a, a> = <gradient in b, b> changes with the weights.
+            now, xp = self.gradient(("a", "b")), problem.xp
+            shift = 0.5 * (float(xp.sum(now.a * da)) - float(xp.sum(now.b * db))) / problem.mass
+            change = replace(change, a=change.a - shift, b=change.b + shift)
+        return only(change, names)
 
     def vjp(self, *, f: Any = None, g: Any = None, wrt: Iterable[str] | None = None) -> OTGradient:
         """Differentiate a scalar in the data, given its derivatives in the potentials of the divergence.
@@ -165,14 +172,14 @@ class DivergenceResult(Result):
         """
         names = wanted(wrt, self._problem)
         of_ab, of_aa, of_bb = self._linearized()
-        total = of_ab.vjp(f=f, g=g, wrt=names)
+        total = of_ab.vjp(f=f, g=g, wrt=_with_both_weights(names))
         if f is not None:
             own = of_aa.vjp(f=0.5 * f, g=0.5 * f, wrt=("a", "b", "x", "y", "reg"))
             total = total.combine(OTGradient(a=own.a + own.b, x=own.x + own.y, reg=own.reg), -1.0)  # type: ignore[operator]
         if g is not None:
             own = of_bb.vjp(f=0.5 * g, g=0.5 * g, wrt=("a", "b", "x", "y", "reg"))
             total = total.combine(OTGradient(b=own.a + own.b, y=own.x + own.y, reg=own.reg), -1.0)  # type: ignore[operator]
-        return self._projected(only(total, names))
+        return only(self._projected(total), names)
 
     def _linearized(self) -> list[Linearization]:
         """All three solutions, for first derivatives of their potentials; kept for the next call."""
@@ -184,19 +191,25 @@ class DivergenceResult(Result):
             self._linear = [Linearization(r, MEMORY, symmetric=s) for r, s in zip(self._results, symmetric, strict=True)]
         return self._linear
 
-    def _combined(self, cross: OTGradient, first: OTGradient, second: OTGradient, names: set[str]) -> OTGradient:
-        """A measure enters its own problem on both sides, each with the factor 1/2."""
-        moved = OTGradient(a=first.a, b=second.a, x=first.x, y=second.x)
-        if first.reg is not None and second.reg is not None:
-            moved = replace(moved, reg=0.5 * (first.reg + second.reg))
-        return self._projected(only(cross.combine(moved, -1.0), names))
-
     def _projected(self, total: OTGradient) -> OTGradient:
         """With the gradients in the weights as `OTGradient` defines them."""
         if total.a is None or total.b is None:
             return total
         a, b = balanced_gradient(self._problem, total.a, total.b)
         return replace(total, a=a, b=b)
+
+
+def _combined(cross: OTGradient, first: OTGradient, second: OTGradient) -> OTGradient:
+    """A measure enters its own problem on both sides, each with the factor 1/2."""
+    moved = OTGradient(a=first.a, b=second.a, x=first.x, y=second.x)
+    if first.reg is not None and second.reg is not None:
+        moved = replace(moved, reg=0.5 * (first.reg + second.reg))
+    return cross.combine(moved, -1.0)
+
+
+def _with_both_weights(names: set[str]) -> set[str]:
+    """The gauge of the gradient in one weight asks for that in the other."""
+    return names | {"a", "b"} if {"a", "b"} & names else names
 
 
 def _renamed(names: set[str], own: tuple[str, str]) -> list[str]:

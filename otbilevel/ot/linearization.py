@@ -53,7 +53,7 @@ class Linearization:
     Attributes
     ----------
     residual : float
-        The largest relative residual of the linear systems solved so far. Products warn when theirs is above 1e-9.
+        The largest relative residual of the linear systems solved so far. Products warn when theirs is above 1e-7.
     """
 
     def __init__(self, result: OTResult, memory: float, *, symmetric: bool = False) -> None:
@@ -340,7 +340,7 @@ def vjp(
     Warns
     -----
     ConvergenceWarning
-        When the linear system could not be solved to a relative residual of 1e-9.
+        When the linear system could not be solved to a relative residual of 1e-7.
 
     Notes
     -----
@@ -411,7 +411,7 @@ def jvp(
     Warns
     -----
     ConvergenceWarning
-        When the linear system could not be solved to a relative residual of 1e-9.
+        When the linear system could not be solved to a relative residual of 1e-7.
 
     Notes
     -----
@@ -467,7 +467,7 @@ def hvp(
     Warns
     -----
     ConvergenceWarning
-        When the linear system could not be solved to a relative residual of 1e-9.
+        When the linear system could not be solved to a relative residual of 1e-7.
 
     Notes
     -----

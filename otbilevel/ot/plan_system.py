@@ -26,7 +26,7 @@ from otbilevel.ot.stored_plan import Room
 
 TARGET = 1e-13
 """Residual, relative to the right-hand side, at which refinement ends."""
-ACCEPTED = 1e-9
+ACCEPTED = 1e-7
 """Residual up to which a solution counts."""
 INNER = 1e-6
 """Residual of the solve in single precision in each round of refinement: it has no better digits to give."""
@@ -98,6 +98,7 @@ class PlanSystem:
             fresh = fresh - degree * (xp.sum(fresh) / total)
             fresh_size = float(xp.sum(xp.abs(fresh)))
             if not fresh_size < size:
+                self._forget()
                 break
             slow = fresh_size > 0.25 * size
             solution, rest, size = trial, fresh, fresh_size
@@ -117,6 +118,11 @@ class PlanSystem:
         laplacian = self._row_plan.laplacian()
         x, _ = self._row_plan.solve(laplacian, rhs, tol=INNER, max_iter=MAX_CG, interrupt=_never)
         return x
+
+    def _forget(self) -> None:
+        """What was learnt from a solve that failed would spoil the next one."""
+        if self._row_plan is not None:
+            self._row_plan.preconditioner = None
 
     def _make_row_plan(self) -> RowPlan:
         problem, room, work = self.plan.problem, Room(), Work()

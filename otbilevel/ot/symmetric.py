@@ -47,7 +47,7 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
     plan, xp = _plan(run), problem.xp
     log_a = problem.reg * xp.log(problem.a)
     f = xp.zeros_like(problem.a) if problem.start is None else problem.start.g
-    mixing, least, single = _Mixing(problem.a), math.inf, True
+    mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None
     for _ in range(MOST):
         plan.sweep(f + log_a, problem.reg, single=single)
         step = 0.5 * (plan.row_potentials() - f)
