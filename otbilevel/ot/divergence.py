@@ -84,7 +84,7 @@ def sinkhorn_divergence(
     Notes
     -----
     OT(a, a) and OT(b, b) have one potential each, the fixed point of a soft minimum, which is found by averaging and Anderson's
-    mixing in some fifteen sweeps at any reg; nothing is stored for them.
+    mixing in some fifteen iterations at any reg; most are products with a stored plan where one fits.
 
     geomloss has C = |x - y|^p / p and reg = blur^p: its loss for p = 2 is half of this divergence with ``reg=2 * blur**2``.
     The function of that name in POT combines transport costs: that is `value_linear`.

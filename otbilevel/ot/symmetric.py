@@ -14,22 +14,19 @@ import math
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns
-from otbilevel.ot.lazy_plan import LazyPlan
-from otbilevel.ot.point_cloud import PointCloud
-from otbilevel.ot.point_plan import FEW_PAIRS
+from otbilevel.ot.newton import UNCERTAIN
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.start import Start
-from otbilevel.ot.stored_plan import StoredPlan
 
 DEPTH = 6
 """Differences that Anderson's mixing keeps."""
 MOST = 100
 """Iterations after which the general method takes over; a dozen do where exp(-C/reg) is positive semi-definite."""
 SINGLE_UNTIL = 1e-5
-"""Error down to which sweeps in single precision do."""
+"""Error down to which single precision does."""
 SLOW = 0.7
 """Reduction of the error short of which single precision is given up: what it has to give may be exhausted."""
 RISE = 3.0
@@ -44,12 +41,12 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
     Where mixing fails, as it may without a positive semi-definite kernel, `sns` goes on from there.
     """
     run = Run(problem, monitor, memory)
-    plan, xp = _plan(run), problem.xp
+    plan, xp = run.make_plan(single=True), problem.xp
     log_a = problem.reg * xp.log(problem.a)
     f = xp.zeros_like(problem.a) if problem.start is None else problem.start.g
     mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None
     for _ in range(MOST):
-        plan.sweep(f + log_a, problem.reg, single=single)
+        _move(plan, f + log_a, run, single=single)
         step = 0.5 * (plan.row_potentials() - f)
         error = 2.0 * float(xp.sum(problem.a * xp.abs(xp.expm1(-2.0 * step / problem.reg))))
         if not single and (error < least or run.best is None):
@@ -73,15 +70,12 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
     return run.finish("symmetric")
 
 
-def _plan(run: Run) -> RowPlan:
-    """Sweeps only, so nothing is stored; interpolated where that pays."""
-    problem = run.problem
-    n, m = problem.geometry.shape
-    if isinstance(problem.geometry, PointCloud) and n * m > FEW_PAIRS:
-        plan = run.make_plan(single=True)
-        if not isinstance(plan, StoredPlan):
-            return plan
-    return LazyPlan(problem.geometry, problem.a, run.work)
+def _move(plan: RowPlan, g: Array, run: Run, *, single: bool) -> None:
+    """By products with the stored plan where they are accurate enough; they take a fraction of a sweep."""
+    if plan.work.sweeps == 0 or not (single or plan.shift(g, UNCERTAIN * run.problem.tol)):
+        plan.sweep(g, run.problem.reg, single=single)
+    elif single:
+        plan.move(g, single=True)
 
 
 def _generally(problem: OTProblem, run: Run) -> OTResult:

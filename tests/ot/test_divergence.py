@@ -205,11 +205,10 @@ def test_it_says_when_it_stops_short():
 
 
 def test_interpolated_plans(monkeypatch):
-    from otbilevel.ot import point_plan, symmetric
+    from otbilevel.ot import point_plan
 
     a, b, x, y = clouds(400, 300)
     expected = sinkhorn_divergence(a, b, x, y, reg=0.1)
-    monkeypatch.setattr(symmetric, "FEW_PAIRS", 0)
     monkeypatch.setattr(point_plan, "FEW_PAIRS", 0)
     monkeypatch.setattr(point_plan, "WORTHWHILE", 10.0)
     result = sinkhorn_divergence(a, b, x, y, reg=0.1)
