@@ -50,6 +50,13 @@ class PointCloud:
 class TransportSolution:
     """What `otbilevel.pytorch.solve_ot` returns: its tensors are differentiable, and computed on first access.
 
+    Parameters
+    ----------
+    result : OTResult
+        What was solved.
+    names, inputs : tuple
+        The names of the data, as `OTGradient` has them, and the tensors, None for what is no tensor.
+
     Attributes
     ----------
     result : OTResult
