@@ -56,8 +56,8 @@ class Linearization:
     memory : float
         Bytes that a stored plan between points may take.
     symmetric : bool
-        Whether it is the problem of a measure with itself, and only changes and cotangents that are the same on both sides are asked
-        for: the linear system is then well conditioned at any reg.
+        Whether it is the problem of a measure with itself, and only changes and cotangents that are the same on both sides are
+        asked for: the linear system is then well conditioned at any reg.
 
     Attributes
     ----------
