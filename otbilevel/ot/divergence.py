@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import report
 from otbilevel.ot.call import Call, regularisation, tolerance
@@ -131,6 +132,7 @@ def sinkhorn_divergence(
         success=worst.success,
         status=worst.status,
         message=worst.message,
+        _memory=call.settings.memory,
     )
     return report(divergence, raise_on_failure=call.raise_on_failure)
 
@@ -179,7 +181,10 @@ def _require_symmetric(geometry: Geometry, name: str) -> None:
 
 def _own_problem(problem: OTProblem, weights: Array, support: Support, geometry: Geometry, before: OTResult | None) -> OTProblem:
     """The problem of a measure with itself."""
-    start = None if before is None else Start(support.restrict(before._plan.double_potentials()[0]), before.reg)
+    start = None
+    if before is not None:
+        of_mass = 0.5 * before.reg * math.log(before._plan.problem.mass)  # a method works on unit mass
+        start = _start(support.restrict(before._plan.double_potentials()[0]) + of_mass, before.reg)
     return OTProblem(
         a=weights,
         b=weights,
@@ -204,4 +209,10 @@ def _started(problem: OTProblem, init: DivergenceResult) -> OTProblem:
         msg = f"init must belong to a problem of shape {problem.whole.shape}, got one of shape {other}"
         raise ValueError(msg)
     g = problem.targets.restrict(init.result_ab._plan.double_potentials()[1])
-    return replace(problem, start=Start(g, init.result_ab.reg))
+    return replace(problem, start=_start(g, init.result_ab.reg))
+
+
+def _start(potential: Array, reg: float) -> Start | None:
+    """None where the run before came to grief."""
+    xp = array_namespace(potential)
+    return Start(potential, reg) if bool(xp.all(xp.isfinite(potential))) else None

@@ -45,6 +45,7 @@ class DivergenceResult(Result):
     status: Status
     message: str
     _summary = ("message", "success", "status", "value", "marginal_error")
+    _memory: float = MEMORY
     _linear: list[Linearization] = field(default_factory=list)
 
     @property
@@ -188,7 +189,7 @@ class DivergenceResult(Result):
             raise ValueError(msg)
         if not self._linear:
             symmetric = (False, True, True)
-            self._linear = [Linearization(r, MEMORY, symmetric=s) for r, s in zip(self._results, symmetric, strict=True)]
+            self._linear = [Linearization(r, self._memory, symmetric=s) for r, s in zip(self._results, symmetric, strict=True)]
         return self._linear
 
     def _projected(self, total: OTGradient) -> OTGradient:

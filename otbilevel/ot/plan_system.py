@@ -60,7 +60,7 @@ class PlanSystem:
         Whether rho = sigma, c = r and P = P', as between one cloud and itself: then mu = nu, and (diag(r) + P) mu = rho is
         well conditioned, whatever reg is.
     residual : float
-        The largest relative residual so far.
+        The largest relative residual since this was last set to 0.
     """
 
     plan: EntropicPlan

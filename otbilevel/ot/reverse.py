@@ -127,14 +127,15 @@ class Reverse:
             low, high, kernel = block
             part, p_a = slice(low, high), p.a[low:high, None]
             of_plan, of_rows = self._weights(block)
-            in_a, in_b = -p.reg * nu[None, :], -p.reg * mu[part, None]
+            of_a, of_b = -p.reg * (kernel @ nu), -p.reg * (mu[part] @ kernel)
             w = mu[part, None] * p.b[None, :] + p_a * nu[None, :]
             if self._has_plan:
-                in_a, in_b = in_a + p.b[None, :] * of_plan, in_b + p_a * of_plan + of_rows
+                of_a = of_a + xp.sum(kernel * (p.b[None, :] * of_plan), axis=1)
+                of_b = of_b + xp.sum(kernel * (p_a * of_plan + of_rows), axis=0)
                 w = w - p.b[None, :] * (p_a * of_plan + of_rows) / p.reg
             w = kernel * w
-            a.append(xp.sum(kernel * in_a, axis=1))
-            b = b + xp.sum(kernel * in_b, axis=0)
+            a.append(of_a)
+            b = b + of_b
             if "reg" in names:
                 reg += float(xp.sum(w * p.slack(block))) / p.reg
             if given.value_linear is not None:

@@ -190,8 +190,18 @@ def test_a_start_from_a_result():
     assert warm.value == pytest.approx(cold.value, abs=1e-10)
     for name in ("result_ab", "result_aa", "result_bb"):
         assert getattr(warm, name).nit < getattr(cold, name).nit
-    again = sinkhorn_divergence(a, b, x, y, reg=1e-2, init=before)
-    assert again.result_aa.nit == 1
+    for mass in (1.0, 3.0):
+        before = sinkhorn_divergence(mass * a, mass * b, x, y, reg=1e-2)
+        again = sinkhorn_divergence(mass * a, mass * b, x, y, reg=1e-2, init=before)
+        assert again.result_aa.nit == 1 and again.result_ab.nsweep == 2
+
+
+def test_a_start_that_is_not_finite_is_forgotten():
+    a, b, x, y = clouds()
+    before = sinkhorn_divergence(a, b, x, y, reg=1e-2)
+    for result in (before.result_ab, before.result_aa, before.result_bb):
+        result._plan.f[:], result._plan.g[:] = np.nan, np.nan
+    assert sinkhorn_divergence(a, b, x, y, reg=1e-2, init=before).success
 
 
 def test_it_says_when_it_stops_short():
