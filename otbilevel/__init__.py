@@ -1,5 +1,8 @@
 """Second-order numerical methods behind a `scipy.optimize`-like interface, without ever forming a Hessian."""
 
+import importlib
+from types import ModuleType
+
 from otbilevel._core.result import ConvergenceError, ConvergenceWarning, Status
 from otbilevel.ot import DenseCost, Grid, OTBatchResult, OTResult, PointCloud, solve_ot, solve_ot_batch
 
@@ -16,3 +19,11 @@ __all__ = [
     "solve_ot",
     "solve_ot_batch",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load the bridge to PyTorch when it is first asked for."""
+    if name == "pytorch":
+        return importlib.import_module("otbilevel.pytorch")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -83,8 +83,8 @@ def as_array(x: Any, name: str) -> Array:
 def _check_tensor(x: Any, name: str) -> None:
     if x.requires_grad:
         msg = (
-            f"{name} is a tensor that requires gradients, which this function does not record: pass {name}.detach(). "
-            "Gradients will be the business of a bridge to PyTorch, otbilevel.pytorch, which this version does not have yet"
+            f"{name} is a tensor that requires gradients, which this function does not record: use its namesake in "
+            f"otbilevel.pytorch, or pass {name}.detach()"
         )
         raise TypeError(msg)
     if "strided" not in str(x.layout):

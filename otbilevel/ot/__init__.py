@@ -4,7 +4,12 @@ from otbilevel.ot.batch import solve_ot_batch
 from otbilevel.ot.batch_result import OTBatchResult
 from otbilevel.ot.constraints import PlanConstraint, martingale, separable
 from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.divergence import sinkhorn_divergence
+from otbilevel.ot.divergence_result import DivergenceResult
+from otbilevel.ot.gradients import OTGradient
 from otbilevel.ot.grid import Grid
+from otbilevel.ot.implicit import hvp, jvp, linearize, vjp
+from otbilevel.ot.linearization import Linearization, OTTangent
 from otbilevel.ot.partial_mass import PartialMass
 from otbilevel.ot.penalties import KL, AtMost, TotalVariation
 from otbilevel.ot.point_cloud import PointCloud
@@ -16,16 +21,25 @@ __all__ = [
     "KL",
     "AtMost",
     "DenseCost",
+    "DivergenceResult",
     "Grid",
+    "Linearization",
     "OTBatchResult",
+    "OTGradient",
     "OTResult",
+    "OTTangent",
     "PartialMass",
     "PlanConstraint",
     "PointCloud",
     "TotalVariation",
+    "hvp",
+    "jvp",
+    "linearize",
     "martingale",
     "reg_path",
     "separable",
+    "sinkhorn_divergence",
     "solve_ot",
     "solve_ot_batch",
+    "vjp",
 ]

@@ -246,6 +246,12 @@ class EntropicPlan(Plan):
         entropy, excess = self._entropy
         return mass * (self.linear + entropy) + reg * mass * (mass - 1.0 - float(np.log(mass)) * (1.0 + excess))
 
+    def divergence(self) -> float:
+        """KL(P | a b^T)."""
+        mass = self.problem.mass
+        entropy, excess = self._entropy
+        return mass * entropy / self.problem.reg + mass * (mass - 1.0 - float(np.log(mass)) * (1.0 + excess))
+
     def dual_value(self) -> float:
         p, xp = self.problem, self.problem.xp
         f, g = self.unit_potentials

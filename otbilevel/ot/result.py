@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from scipy import sparse
 from otbilevel._core.array import Array, as_array, common_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import Result, Status
+from otbilevel.ot.gradients import OTGradient, value_gradient
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
@@ -222,6 +224,44 @@ class OTResult(Result):
         points = xp.astype(points, xp.float64)
         means = self._plan.conditional_means(points[:, None] if flat else points)
         return xp.astype(means[:, 0] if flat else means, self._plan.problem.dtype)
+
+    def gradient(self, wrt: Iterable[str] | None = None) -> OTGradient:
+        """Differentiate the optimal value with respect to the data, by the envelope theorem.
+
+        Parameters
+        ----------
+        wrt : names among "a", "b", "C", "x", "y", "reg", optional
+            What to differentiate in: "x" and "y" for a `PointCloud`, else "C". By default everything that the problem is made of;
+            the gradient in the entries of C between two clouds, which is the plan, only comes on request.
+
+        Returns
+        -------
+        OTGradient
+            With the fields `a`, `b`, `C`, `x`, `y`, `reg`, each of the shape of what it belongs to, None where not asked for.
+
+        Raises
+        ------
+        ValueError
+            When the problem is not made of what `wrt` names.
+
+        Notes
+        -----
+        In a it is f + reg (mass - 1), in b g + reg (mass - 1), in C the plan P, in reg KL(P | a b^T), and in the point x_i
+        sum_j P_ij dc(x_i, y_j)/dx_i, without an n x m array: for squared Euclidean and cosine costs two products with the plan,
+        for the others blocks of rows. At a zero weight it is the derivative to the right. The error is of the order of
+        `marginal_error` times the range of the cost. After ``method="exact"`` it is a subgradient, as the value has kinks.
+        Derivatives of other outputs, and second ones, take a linear solve: see `otbilevel.ot.linearize`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from otbilevel import PointCloud, solve_ot
+        >>> x, y = np.array([[0.0], [1.0]]), np.array([[0.5], [2.5]])
+        >>> solve_ot(None, None, PointCloud(x, y), reg=0.1).gradient("x").x.round(6)
+        array([[-0.5],
+               [-1.5]])
+        """
+        return value_gradient(self._plan, wrt)
 
     def _vectors(self, v: Any, name: str, axis: int) -> Array:
         problem = self._plan.problem

@@ -138,7 +138,7 @@ def test_masses_that_depend_on_the_softmin(kind, relaxation, rows, cupy):
     )
     agree((got_f, got_k, sums), (want_f, want_k, masses(a, want_f, reg, UNBALANCED) @ want_k), rtol=1e-12)
     u, v = np.linspace(0.5, 2.0, 33), np.linspace(2.0, 0.5, 70)
-    want_u, _, _ = generic.scaling_pass(want_k, a, u, v, relaxation)
+    want_u, _, _ = generic.scaling_pass(want_k, a, u, v, relaxation, u, 1.0)
     on = [cupy.asarray(x) for x in (want_k, a, u, v, want_f)]
     got_u, sums, error = cuda.scaling_pass(*on[:4], relaxation, on[4], reg, UNBALANCED)
     weights = masses(a, want_f + reg * np.log(want_u), reg, UNBALANCED) * want_u
@@ -182,7 +182,7 @@ def test_passes_over_a_stored_plan(shape, dtype, rows, cupy):
     plan, a, u, v = (rng.random(shape) + 0.01).astype(dtype), rng.random(n), rng.random(n) + 0.5, rng.random(m) + 0.5
     exact, (k, on_a, on_u, on_v) = plan.astype(np.float64), (cupy.asarray(x) for x in (plan, a, u, v))
     for relaxation in (1.0, 1.5):
-        got, want = cuda.scaling_pass(k, on_a, on_u, on_v, relaxation), generic.scaling_pass(exact, a, u, v, relaxation)
+        got, want = cuda.scaling_pass(k, on_a, on_u, on_v, relaxation), generic.scaling_pass(exact, a, u, v, relaxation, u, 1.0)
         agree(got, want, rtol=1e-12, atol=1e-14)
     agree([cuda.laplacian_product(k, on_a, on_v)], [generic.laplacian_product(exact, a, v)], rtol=1e-12)
     agree(cuda.plan_moments(k, on_a, on_v), generic.plan_moments(exact, a, v), rtol=1e-12)

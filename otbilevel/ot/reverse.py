@@ -1,0 +1,164 @@
+"""Vector-Jacobian products of a solution: from derivatives in the outputs to derivatives in the data.
+
+Differentiating the optimality conditions of `plan_blocks` gives, with w_ij = dC_ij + (dreg/reg)(f_i + g_j - C_ij),
+
+    df_i + sum_j A_ij b_j dg_j = sum_j A_ij (b_j w_ij - reg db_j),    dg_j + sum_i a_i A_ij df_i = sum_i A_ij (a_i w_ij - reg da_i).
+
+With (mu, nu) the solution of the transposed system for the derivatives in (f, g), the derivative in C_ij is
+A_ij (mu_i b_j + a_i nu_j), in a -reg A nu, in b -reg A' mu. The other outputs are functions of f, g and the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from otbilevel._core.array import Array, array_namespace
+from otbilevel.ot.gradients import OTGradient, balanced_gradient
+from otbilevel.ot.plan_blocks import Block, PlanBlocks
+from otbilevel.ot.plan_system import PlanSystem
+from otbilevel.ot.problem import Support
+
+
+@dataclass(frozen=True)
+class Cotangents:
+    """Derivatives of a scalar in the outputs, in double precision; None for 0.
+
+    Attributes
+    ----------
+    f, g : (n,), (m,) arrays
+        In the potentials.
+    plan : (n, m) array
+        In the plan.
+    value_linear : float
+        In <P, C>.
+    barycentric_map, points : (n, k), (m, k) arrays
+        In the barycentric map of `points`.
+    """
+
+    f: Array | None = None
+    g: Array | None = None
+    plan: Array | None = None
+    value_linear: float | None = None
+    barycentric_map: Array | None = None
+    points: Array | None = None
+
+
+class Reverse:
+    """One vector-Jacobian product."""
+
+    def __init__(self, blocks: PlanBlocks, system: PlanSystem, given: Cotangents) -> None:
+        self._blocks, self._system, self._given = blocks, system, given
+        self._xp = blocks.xp
+
+    def run(self, names: set[str]) -> OTGradient:
+        """Derivatives in the data of these names."""
+        mu, nu, of_gauge = self._solve()
+        found = self._gather(mu, nu, names)
+        f, g = self._blocks.potentials
+        a, b = found["a"] - of_gauge * f, found["b"] + of_gauge * g
+        found["a"], found["b"] = balanced_gradient(self._blocks.problem, a, b)
+        xp, dtype = self._xp, self._blocks.problem.dtype
+        fields = {name: value if name == "reg" else xp.astype(value, dtype) for name, value in found.items()}
+        return OTGradient(**{name: value for name, value in fields.items() if name in names})
+
+    def _solve(self) -> tuple[Array, Array, float]:
+        """mu and nu at all points, and the derivative in the shift of f against g, which the gauge <a, f> = <b, g> determines."""
+        p, xp = self._blocks, self._xp
+        f, g = self._in_potentials()
+        of_gauge = (float(xp.sum(f)) - float(xp.sum(g))) / (2.0 * p.mass)
+        f, g = f - of_gauge * p.a, g + of_gauge * p.b
+        sources, targets = p.problem.sources, p.problem.targets
+        off_f, off_g = _off_support(f, sources), _off_support(g, targets)
+        rho, sigma = f, g
+        if off_g is not None:
+            rho = rho - p.a * p.times(off_g)
+        if off_f is not None:
+            sigma = sigma - p.b * p.transposed_times(off_f)
+        mu, nu = self._system.solve(sources.restrict(rho) / p.mass, targets.restrict(sigma) / p.mass)
+        mu, nu = sources.expand(mu) * p.a, targets.expand(nu) * p.b
+        return mu if off_f is None else mu + off_f, nu if off_g is None else nu + off_g, of_gauge
+
+    def _in_potentials(self) -> tuple[Array, Array]:
+        """Derivatives in f and g while the data stay: the given ones, and those through what is made of the potentials."""
+        p, xp, given = self._blocks, self._xp, self._given
+        f = xp.zeros_like(p.a) if given.f is None else given.f
+        g = xp.zeros_like(p.b) if given.g is None else given.g
+        if not self._has_plan:
+            return f, g
+        rows, columns = [], xp.zeros_like(p.b)
+        for block in p:
+            of_plan, of_rows = self._weights(block)
+            z = p.coupling(block) * of_plan + block.kernel * p.b[None, :] * of_rows
+            rows.append(xp.sum(z, axis=1))
+            columns = columns + xp.sum(z, axis=0)
+        return f + xp.concat(rows) / p.reg, g + columns / p.reg
+
+    @property
+    def _has_plan(self) -> bool:
+        given = self._given
+        return not (given.plan is None and given.value_linear is None and given.barycentric_map is None)
+
+    def _weights(self, block: Block) -> tuple[Any, Any]:
+        """Derivatives in P_ij and in the conditional plan b_j A_ij, as far as they are given; each may be 0."""
+        given, low, high = self._given, block.low, block.high
+        of_plan: Any = 0.0 if given.plan is None else given.plan[low:high, :]
+        if given.value_linear is not None:
+            of_plan = of_plan + given.value_linear * self._blocks.cost(block)
+        if given.barycentric_map is None or given.points is None:
+            return of_plan, 0.0
+        cotangent = given.barycentric_map[low:high, :]
+        own = self._xp.sum(cotangent * self._means[low:high, :], axis=1)
+        return of_plan, cotangent @ given.points.T - own[:, None]
+
+    @cached_property
+    def _means(self) -> Array:
+        return self._blocks.plan.conditional_means(self._given.points)
+
+    def _gather(self, mu: Array, nu: Array, names: set[str]) -> dict[str, Any]:
+        """One pass over the plan for all derivatives."""
+        p, xp, given = self._blocks, self._xp, self._given
+        a, b, rows, reg = [], xp.zeros_like(p.b), [], 0.0
+        on_points = bool({"x", "y"} & names)
+        y = xp.zeros_like(p.derivative.y) if on_points else None
+        points = None if given.points is None else xp.zeros_like(given.points)
+        for block in p:
+            low, high, kernel = block
+            part, p_a = slice(low, high), p.a[low:high, None]
+            of_plan, of_rows = self._weights(block)
+            of_a, of_b = -p.reg * (kernel @ nu), -p.reg * (mu[part] @ kernel)
+            w = mu[part, None] * p.b[None, :] + p_a * nu[None, :]
+            if self._has_plan:
+                of_a = of_a + xp.sum(kernel * (p.b[None, :] * of_plan), axis=1)
+                of_b = of_b + xp.sum(kernel * (p_a * of_plan + of_rows), axis=0)
+                w = w - p.b[None, :] * (p_a * of_plan + of_rows) / p.reg
+            w = kernel * w
+            a.append(of_a)
+            b = b + of_b
+            if "reg" in names:
+                reg += float(xp.sum(w * p.slack(block))) / p.reg
+            if given.value_linear is not None:
+                w = w + given.value_linear * p.coupling(block)
+            if on_points:
+                own, others = p.derivative.pull(low, high, w)
+                y = y + others
+                rows.append(own)
+            elif "C" in names:
+                rows.append(w)
+            if points is not None and given.barycentric_map is not None:
+                points = points + (kernel * p.b[None, :]).T @ given.barycentric_map[part, :]
+        found = {"a": xp.concat(a), "b": b, "reg": reg}
+        if on_points:
+            found["x"], found["y"] = p.derivative.outward((xp.concat(rows), y))
+        elif "C" in names:
+            found["C"] = xp.concat(rows)
+        return found if points is None else {**found, "points": points}
+
+
+def _off_support(v: Array, support: Support) -> Array | None:
+    """The vector with zeros on the support; None when nothing is left."""
+    if support.dropped is None:
+        return None
+    off = v - support.expand(support.restrict(v))
+    return off if bool(array_namespace(off).any(off != 0)) else None

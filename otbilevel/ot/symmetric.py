@@ -1,0 +1,124 @@
+"""Transport of a measure to itself, where f = g: the fixed point of one soft minimum.
+
+With T(f)_i = -reg log sum_j a_j exp((f_j - C_ij)/reg) and a symmetric C the potentials solve f = T(f). The derivative of T is minus
+a Markov matrix, whose eigenvalues lie in [0, 1] where exp(-C/reg) is positive semi-definite: the averaged iteration
+f <- (f + T(f))/2 then halves the error, at any reg (J. Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn
+divergences, AISTATS 2019, eq. 25), and Anderson's mixing does better. As C_ii is least, f stays within reg log n of 0: no path in
+reg is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from otbilevel._core.array import Array, array_namespace, device
+from otbilevel._core.monitor import Monitor
+from otbilevel.ot import sns
+from otbilevel.ot.newton import UNCERTAIN
+from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.result import OTResult
+from otbilevel.ot.row_plan import RowPlan
+from otbilevel.ot.run import Run
+from otbilevel.ot.start import Start
+
+DEPTH = 6
+"""Differences that Anderson's mixing keeps."""
+MOST = 100
+"""Iterations after which the general method takes over; a dozen do where exp(-C/reg) is positive semi-definite."""
+SINGLE_UNTIL = 1e-5
+"""Error down to which single precision does."""
+SLOW = 0.7
+"""Reduction of the error short of which single precision is given up: what it has to give may be exhausted."""
+RISE = 3.0
+"""Growth of the error over the least one at which the mixing starts afresh from there."""
+RIDGE = 1e-12
+"""Added to the normal equations of the mixing, whose diagonal is 1."""
+
+
+def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTResult:
+    """Solve a problem with a = b and a symmetric cost; the potentials are equal.
+
+    Where mixing fails, as it may without a positive semi-definite kernel, `sns` goes on from there.
+    """
+    run = Run(problem, monitor, memory)
+    plan, xp = run.make_plan(single=True), problem.xp
+    log_a = problem.reg * xp.log(problem.a)
+    f = xp.zeros_like(problem.a) if problem.start is None else problem.start.g
+    mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None
+    for _ in range(MOST):
+        _move(plan, f + log_a, run, single=single)
+        step = 0.5 * (plan.row_potentials() - f)
+        error = 2.0 * float(xp.sum(problem.a * xp.abs(xp.expm1(-2.0 * step / problem.reg))))
+        if not single and (error < least or run.best is None):
+            run.best_error, run.best = error, (f + step, f + step + log_a)
+        go_on = run.record(f + step, f + step + log_a, error, problem.reg)
+        converged = error <= problem.tol
+        if (converged and not single) or not go_on:
+            break
+        if not error <= RISE * least:
+            f = mixing.restart()
+            if f is None:
+                break
+            continue
+        single = single and max(SINGLE_UNTIL, problem.tol) < error <= SLOW * least
+        least = min(least, error)
+        f = mixing.next(f, step)
+    if run.best is None:
+        run.best = (f, f + log_a)
+    if not run.best_error <= problem.tol and not run.stopped:
+        return _generally(problem, run)
+    return run.finish("symmetric")
+
+
+def _move(plan: RowPlan, g: Array, run: Run, *, single: bool) -> None:
+    """By products with the stored plan where they are accurate enough; they take a fraction of a sweep."""
+    if plan.work.sweeps == 0 or not (single or plan.shift(g, UNCERTAIN * run.problem.tol)):
+        plan.sweep(g, run.problem.reg, single=single)
+    elif single:
+        plan.move(g, single=True)
+
+
+def _generally(problem: OTProblem, run: Run) -> OTResult:
+    """By `sns` from the best potentials."""
+    assert run.best is not None
+    start = Start(run.best[0], problem.reg)
+    run.problem = OTProblem(**{**vars(problem), "start": start})
+    return sns.solve_robust(run.make_plan(single=True), sns.SNSOptions(memory=run.memory), run)
+
+
+class _Mixing:
+    """Anderson's mixing of the last steps, in the inner product that the weights define.
+
+    With dF, dG the differences of steps and of images x + step it is image - dG argmin |step - dF t|.
+    """
+
+    def __init__(self, weights: Array) -> None:
+        self._xp = array_namespace(weights)
+        self._roots = self._xp.sqrt(weights)
+        self.restart()
+
+    def restart(self) -> Array | None:
+        """Forget everything; return the plain step from the best point, None when there was none since the last time."""
+        best = getattr(self, "_target", None)
+        self._steps: list[Array] = []
+        self._images: list[Array] = []
+        self._least, self._target = math.inf, None
+        return best
+
+    def next(self, x: Array, step: Array) -> Array:
+        """Where to go from x."""
+        weighted, image, xp = self._roots * step, x + step, self._xp
+        size = float(xp.vecdot(weighted, weighted))
+        if size < self._least:
+            self._least, self._target = size, image
+        self._steps, self._images = [*self._steps, weighted][-DEPTH - 1 :], [*self._images, image][-DEPTH - 1 :]
+        if len(self._steps) == 1:
+            return image
+        steps = xp.stack(self._steps[1:]) - xp.stack(self._steps[:-1])
+        # Normal equations will do: they are few, and well scaled once the differences have length 1.
+        lengths = xp.linalg.vector_norm(steps, axis=1, keepdims=True)
+        lengths = xp.where(lengths > 0, lengths, xp.ones_like(lengths))
+        steps = steps / lengths
+        gram = steps @ steps.T + RIDGE * xp.eye(steps.shape[0], dtype=x.dtype, device=device(x))
+        t = xp.linalg.solve(gram, (steps @ weighted)[:, None])[:, 0] / lengths[:, 0]
+        return image - t @ (xp.stack(self._images[1:]) - xp.stack(self._images[:-1]))

@@ -1,0 +1,12 @@
+"""The bridge to PyTorch: transport with gradients, and a loss. The only folder that imports torch."""
+
+try:
+    import torch as _torch  # noqa: F401 -- here, to say what to install
+except ImportError as error:  # pragma: no cover -- the tests have it
+    _msg = "otbilevel.pytorch needs PyTorch: pip install 'otbilevel[torch]'"
+    raise ImportError(_msg) from error
+
+from otbilevel.pytorch.loss import SinkhornLoss
+from otbilevel.pytorch.transport import PointCloud, TransportSolution, solve_ot
+
+__all__ = ["PointCloud", "SinkhornLoss", "TransportSolution", "solve_ot"]
