@@ -18,9 +18,9 @@ from otbilevel.ot.constrained_exact import constrained_vertex
 from otbilevel.ot.constrained_plan import ConstrainedVertex
 from otbilevel.ot.explicit_plan import ExplicitPlan
 from otbilevel.ot.linear_program import LARGEST_LIMIT, Program, Vertex, solve_program
-from otbilevel.ot.plan import c_transform_columns, c_transform_rows, finite
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
+from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, finite
 
 
 @dataclass(frozen=True)

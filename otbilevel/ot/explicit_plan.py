@@ -11,9 +11,10 @@ from scipy import sparse
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks
-from otbilevel.ot.plan import Plan, c_transform_columns, c_transform_rows, extend_potentials, finite, user_csr
+from otbilevel.ot.plan import Plan, user_csr
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.rounding import Exact, RankOne, Rounding
+from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, finite
 
 
 @dataclass(eq=False)

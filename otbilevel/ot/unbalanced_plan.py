@@ -13,8 +13,9 @@ from otbilevel.ot.kernels import aprox
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.penalties import Fixed, Linear, Penalty
-from otbilevel.ot.plan import EntropicPlan, c_transform_columns, c_transform_rows, extend_potentials, soft_transform
+from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.rounding import RankOne, Rounding
+from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, soft_transform
 
 
 @dataclass(eq=False)
