@@ -76,12 +76,13 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
     its derivative in a_i is f_i - reg sum_j b_j (exp(...) - 1) = f_i + reg (mass - 1), also where a_i is 0, and in C it is P.
     """
     problem = plan.problem
+    if problem.constraints is not None:
+        require_plain(problem)
     names = wanted(wrt, problem)
     xp, dtype, found = problem.xp, problem.dtype, OTGradient()
     if {"a", "b"} & names:
-        f, g = plan.double_potentials()
-        shift = problem.reg * (problem.mass - 1.0)
-        found = replace(found, a=xp.astype(f + shift, dtype), b=xp.astype(g + shift, dtype))
+        a, b = plan.weight_gradients() if isinstance(plan, EntropicPlan) else plan.double_potentials()
+        found = replace(found, a=xp.astype(a, dtype), b=xp.astype(b, dtype))
     if "C" in names:
         found = replace(found, C=plan.dense())
     if {"x", "y"} & names:
@@ -94,7 +95,6 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
 
 def wanted(wrt: Iterable[str] | None, problem: OTProblem) -> set[str]:
     """The names to differentiate in, checked: what the cost is made of depends on the geometry."""
-    require_plain(problem)
     known = ("a", "b", *inputs(problem.whole), *(("reg",) if problem.reg > 0 else ()))
     if wrt is None:
         return set(known)

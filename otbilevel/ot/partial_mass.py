@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from otbilevel._core import validate
+from otbilevel._core.array import Array
 from otbilevel._core.result import Status
 from otbilevel.ot.penalties import AtMost, Penalty
 from otbilevel.ot.problem import OTProblem
@@ -69,6 +70,10 @@ class PartialPlan(UnbalancedPlan):
         p = self.problem
         price = self._marginals.rows.aprox(p.reg)[2]
         return p.mass * price * (float(p.xp.sum(p.a)) - float(p.xp.sum(self.row_sums)))
+
+    def weight_gradients(self) -> tuple[Array, Array]:
+        a, b = super().weight_gradients()
+        return a - self._marginals.rows.aprox(self.problem.reg)[2], b
 
     def value(self) -> float:
         return super().value() - self._paid

@@ -54,6 +54,10 @@ class Penalty(ABC):
         """Minus its conjugate at -p."""
 
     @abstractmethod
+    def dual_rate(self, p: Array) -> Array:
+        """The derivative of `dual` in each weight."""
+
+    @abstractmethod
     def gap(self, p: Array, w: Array, r: Array) -> float:
         """value - dual + <r, p> >= 0, free of cancellation: zero where r and p belong together."""
 
@@ -80,6 +84,9 @@ class Fixed(Penalty):
 
     def dual(self, p: Array, w: Array) -> float:
         return _dot(w, p)
+
+    def dual_rate(self, p: Array) -> Array:
+        return p
 
     def gap(self, p: Array, w: Array, r: Array) -> float:
         return _dot(r - w, p)
@@ -126,7 +133,10 @@ class KL(Penalty):
         return self.strength * relative_entropy_of_sums(r, w)
 
     def dual(self, p: Array, w: Array) -> float:
-        return -self.strength * _dot(w, array_namespace(p).expm1(-p / self.strength))
+        return _dot(w, self.dual_rate(p))
+
+    def dual_rate(self, p: Array) -> Array:
+        return -self.strength * array_namespace(p).expm1(-p / self.strength)
 
     def gap(self, p: Array, w: Array, r: Array) -> float:
         return self.strength * relative_entropy_of_sums(r, self.prescribed(p, w, r, 0.0))
@@ -172,8 +182,11 @@ class Linear(Penalty):
         return less * float(xp.sum(xp.maximum(w - r, zero))) + too_much
 
     def dual(self, p: Array, w: Array) -> float:
+        return _dot(w, self.dual_rate(p))
+
+    def dual_rate(self, p: Array) -> Array:
         less, more = self.prices
-        return _dot(w, array_namespace(p).clip(p, -more, less))
+        return array_namespace(p).clip(p, -more, less)
 
     def gap(self, p: Array, w: Array, r: Array) -> float:
         xp, (less, more) = array_namespace(p), self.prices

@@ -244,6 +244,12 @@ class EntropicPlan(Plan):
         entropy, excess = self._entropy
         return mass * (self.linear + entropy) + reg * mass * (mass - 1.0 - float(np.log(mass)) * (1.0 + excess))
 
+    def weight_gradients(self) -> tuple[Array, Array]:
+        """The derivatives of the optimal value in a and b, see `gradients.value_gradient`."""
+        f, g = self.double_potentials()
+        shift = self.problem.reg * (self.problem.mass - 1.0)
+        return f + shift, g + shift
+
     def divergence(self) -> float:
         """KL(P | a b^T)."""
         mass = self.problem.mass

@@ -78,6 +78,27 @@ class UnbalancedPlan(EntropicPlan):
 
     _rounded = None  # that of fixed marginals
 
+    def divergence(self) -> float:
+        p, xp = self.problem, self.problem.xp
+        f, g = self.unit_potentials
+        products = float(xp.sum(f * self.row_sums)) + float(xp.sum(g * self.column_sums)) - self.linear
+        return p.mass * (products / p.reg - self._excess)
+
+    def weight_gradients(self) -> tuple[Array, Array]:
+        """By the envelope theorem: of the dual of the penalties, and of -reg sum a b (exp(...) - 1), in each weight."""
+        p, m, xp = self.problem, self._marginals, self.problem.xp
+        f, g = self.double_potentials()
+        shares = self.row_sums / p.a, self.column_sums / p.b  # sum_j b_j exp(...) and sum_i a_i exp(...)
+        if p.sources.dropped is not None:
+            soft = soft_transform(p.whole.restrict(p.sources.dropped, p.targets.indices), self.g, p.reg)
+            shares = p.sources.merge(shares[0], _share(m.rows, soft, p.reg)), shares[1]
+        if p.targets.dropped is not None:
+            part = p.whole.restrict(p.sources.indices, p.targets.dropped).transpose()
+            soft = soft_transform(part, self.f + p.reg * xp.log(p.mass * p.a), p.reg)
+            shares = shares[0], p.targets.merge(shares[1], _share(m.columns, soft, p.reg))
+        of_a, of_b = p.mass * float(xp.sum(p.a)), p.mass * float(xp.sum(p.b))
+        return m.rows.dual_rate(f) + p.reg * (of_b - shares[0]), m.columns.dual_rate(g) + p.reg * (of_a - shares[1])
+
     @cached_property
     def rounding(self) -> Rounding | None:
         """Scale what is fixed to its weights, and down what holds more than it may.
@@ -164,6 +185,11 @@ def _scaling(penalty: Penalty, w: Array, r: Array) -> Array:
         return xp.ones_like(w)
     factors = w / xp.where(r > 0, r, w)
     return factors if isinstance(penalty, Fixed) else xp.minimum(xp.ones_like(w), factors)
+
+
+def _share(penalty: Penalty, soft: Array, reg: float) -> Array:
+    """What a point with this soft minimum would hold of its weight, were it not 0."""
+    return array_namespace(soft).exp((aprox.apply(penalty.aprox(reg), soft) - soft) / reg)
 
 
 def _log(x: Array) -> Array:

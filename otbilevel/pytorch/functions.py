@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from otbilevel.ot import Linearization, OTGradient, OTResult, linearize
 from otbilevel.pytorch.arrays import to_array, to_tensor
 
-Input = Tensor | None
+Input: TypeAlias = "Tensor | None"
 """A tensor that may be differentiated in, or nothing where a default stands."""
 
 
@@ -149,7 +149,7 @@ class Outputs(torch.autograd.Function):
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """Call an autograd function."""
-    return function.apply(*args)  # type: ignore[no-untyped-call]
+    return function.apply(*args)
 
 
 def like(inputs: tuple[Input, ...]) -> Tensor:
@@ -164,7 +164,7 @@ def like(inputs: tuple[Input, ...]) -> Tensor:
 
 
 def _needed(ctx: FunctionCtx, *, skip: int) -> tuple[bool, ...]:
-    return tuple(ctx.needs_input_grad[skip:])  # type: ignore[attr-defined]
+    return tuple(ctx.needs_input_grad[skip:])
 
 
 def _as_tensors(
