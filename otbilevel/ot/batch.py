@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, as_array, common_namespace, device, readonly, to_numpy
+from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, readonly, to_numpy
 from otbilevel._core.result import report
 from otbilevel.ot import batch_generic
 from otbilevel.ot.batch_result import OTBatchResult
@@ -59,7 +59,7 @@ class Stack:
     @property
     def xp(self) -> ModuleType:
         """Array namespace of all arrays."""
-        return common_namespace({"a": self.a, "C": self.C})
+        return array_namespace(self.a)
 
 
 def solve_ot_batch(
@@ -224,7 +224,7 @@ def _first(xp: ModuleType, mask: Array) -> tuple[int, ...]:
 def _weights(xp: ModuleType, w: Array, name: str, count: int, size: int) -> tuple[Array, Array]:
     """Weights of sum 1 in double precision, and their sums."""
     if w.shape[-1] != size:
-        msg = f"{name} has {w.shape[-1]} weights for each problem, but C has shape {'(B, n, m)'} with {size} {_side(name)}"
+        msg = f"{name} has {w.shape[-1]} weights for each problem, but C has {size} {_side(name)}"
         raise ValueError(msg)
     w = xp.astype(w, xp.float64)
     for bad, what in ((~xp.isfinite(w), "not finite"), (w < 0, "negative")):
@@ -275,7 +275,8 @@ def _strengths(xp: ModuleType, reg: Any, low: Array, high: Array, count: int, wh
         strength = xp.full((count,), validate.real(reg, "reg", low=0.0, strict=True), dtype=xp.float64, device=where)
     else:
         strength = as_array(reg, "reg")
-        strength = strength if common_like(strength, low) else xp.asarray(to_numpy(strength), device=where)
+        if type(strength) is not type(low):  # a list, or numbers of another library
+            strength = xp.asarray(to_numpy(strength), device=where)
         if tuple(strength.shape) != (count,):
             msg = f"reg must be a number or have shape ({count},), got {tuple(strength.shape)}"
             raise ValueError(msg)
@@ -293,11 +294,6 @@ def _strengths(xp: ModuleType, reg: Any, low: Array, high: Array, count: int, wh
         )
         raise ValueError(msg)
     return strength
-
-
-def common_like(x: Array, like: Array) -> bool:
-    """Whether two arrays belong to one library."""
-    return type(x) is type(like)
 
 
 def _require_feasible(stack: Stack) -> None:

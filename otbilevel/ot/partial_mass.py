@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ class PartialMass:
     Notes
     -----
     The mass grows with the price of what stays behind, the potential of the constraint on the mass. Brent's method finds it, with a
-    solve for each value that it tries, from the potentials of the one before.
+    solve for each value that it tries, from the potentials of the one before. `max_iter` and the time limit hold for each of them.
 
     References
     ----------
@@ -105,14 +106,11 @@ def solve_partial(problem: OTProblem, mass: float, solve: Callable[[OTProblem], 
     search = _Search(problem, mass / problem.mass, solve)
     low, high = problem.geometry.bounds
     unit = max(high - low, problem.reg)
-    try:
+    with contextlib.suppress(_DoneError):
         above = search.bracket(high, unit)
         below = search.bracket(low, -unit)
-        brentq(search.excess, below, above, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=MAX_SOLVES)
-    except _DoneError:
-        pass
-    except RuntimeError:
-        pass  # more than MAX_SOLVES: the best one says how far it is off
+        # After too many solves it returns quietly: the best one says how far it is off.
+        brentq(search.excess, below, above, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=MAX_SOLVES, disp=False)
     return search.finish()
 
 

@@ -8,6 +8,7 @@ column holds nothing.
 
 import numpy as np
 
+from otbilevel._core.result import Status
 from otbilevel.ot.kernels.aprox import RIGID
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.dense import plan_sums, softmax_rows
@@ -29,8 +30,8 @@ FARTHEST = 100.0
 """By how much potentials may move, in units of reg, where K is scaled along."""
 NOISE = 64 * 2.0**-52
 
-CONVERGED, STALLED, LIMIT, NOT_FINITE = 0, 3, 1, 4
-"""Values of `Status`."""
+CONVERGED, STALLED = int(Status.SUCCESS), int(Status.STALLED)
+LIMIT, NOT_FINITE = int(Status.ITERATION_LIMIT), int(Status.NOT_FINITE)
 
 
 @kernel
