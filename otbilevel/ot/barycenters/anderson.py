@@ -11,6 +11,7 @@ an indefinite matrix with eigenvalues down to rounding. Anderson's acceleration 
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.monitor import Monitor
@@ -23,6 +24,8 @@ RIDGE = 1e-14
 """Of the trace, added to the diagonal of the normal equations."""
 LONGEST = 6.0
 """A step may be so many times as long as that of the plain iteration, or as reg."""
+PLAIN = 2
+"""Plain iterations at first."""
 FALLBACK = 100.0
 """Growth of the error over the best one at which the acceleration starts afresh from there."""
 
@@ -35,6 +38,7 @@ def accelerate(stack: PlanStack, w: Array, start: Point, tol: float, monitor: Mo
         scalings, h = point[:-1, :], point[-1, :]
         stack.move(scalings, h)
         log_b = h + w @ stack.log_sums
+        log_b = log_b - log_mass(xp, log_b)  # the plans do not see the mass of b
         b, diagonal = xp.exp(log_b), xp.exp(h + stack.self_log_sums)
         error = max(disagreement(xp, stack.column_sums, b), float(xp.sum(xp.abs(diagonal - b))))
         finite = math.isfinite(error)
@@ -52,35 +56,50 @@ def accelerate(stack: PlanStack, w: Array, start: Point, tol: float, monitor: Mo
         point = history.step(point, target - point, metric)
 
 
+def log_mass(xp: ModuleType, log_b: Array) -> float:
+    """log sum exp(log b)."""
+    top = float(xp.max(log_b))
+    return top + math.log(float(xp.sum(xp.exp(log_b - top))))
+
+
 class _History:
-    """Differences of iterates and of their steps."""
+    """Differences of iterates and of their steps, in a ring of rows."""
 
     def __init__(self, *, fresh: bool = False) -> None:
         self.fresh = fresh
+        self._count = 0
         self._last: tuple[Array, Array] | None = None
-        self._moves: list[Array] = []
-        self._changes: list[Array] = []
 
     def step(self, point: Array, step: Array, metric: Array) -> Array:
-        """The next iterate (D. G. Anderson, 1965, in the form of H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49, 2011)."""
+        """The next iterate (D. G. Anderson, 1965, in the form of H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49, 2011).
+
+        Differences are measured in the metric of their time, which saves most of the inner products and settles soon.
+        """
         xp = array_namespace(point)
-        if self._last is not None:
-            self._moves = [*self._moves, point - self._last[0]][-MEMORY:]
-            self._changes = [*self._changes, step - self._last[1]][-MEMORY:]
+        if self._last is None:
+            self._last = point, step
+            like = {"dtype": point.dtype, "device": device(point)}
+            self._updates, self._changes = (xp.zeros((MEMORY, math.prod(point.shape)), **like) for _ in range(2))
+            self._gram, self._eye = xp.zeros((MEMORY, MEMORY), **like), xp.eye(MEMORY, **like)
+            return point + step
+        self._add(xp, point - self._last[0], step - self._last[1], metric)
         self._last = point, step
-        if not self._moves:
+        trace = float(xp.linalg.trace(self._gram))
+        if self._count <= PLAIN or not 0 < trace < math.inf:
             return point + step
         self.fresh = False
-        changes = xp.stack([xp.reshape(change * metric, (-1,)) for change in self._changes])
-        gram, right = changes @ changes.T, changes @ xp.reshape(step * metric, (-1,))
-        trace = float(xp.linalg.trace(gram))
-        if not 0 < trace < math.inf:
-            return point + step
-        eye = xp.eye(gram.shape[0], dtype=gram.dtype, device=device(gram))
-        shares = xp.linalg.solve(gram + RIDGE * trace * eye, right)
-        long = step
-        for k, (move, change) in enumerate(zip(self._moves, self._changes, strict=True)):
-            long = long - shares[k] * (move + change)
+        right = self._changes @ xp.reshape(step * metric, (-1,))
+        shares = xp.linalg.solve(self._gram + RIDGE * trace * self._eye, right)
+        long = step - xp.reshape(shares @ self._updates, step.shape)
         limit = LONGEST * max(1.0, float(xp.max(xp.abs(step))))
         largest = float(xp.max(xp.abs(long)))
         return point + (long if largest <= limit else (limit / largest) * long)
+
+    def _add(self, xp: ModuleType, move: Array, change: Array, metric: Array) -> None:
+        row = self._count % MEMORY
+        self._updates[row, :] = xp.reshape(move + change, (-1,))
+        self._changes[row, :] = xp.reshape(change * metric, (-1,))
+        products = self._changes @ self._changes[row, :]
+        self._gram[row, :] = products
+        self._gram[:, row] = products
+        self._count += 1

@@ -90,7 +90,10 @@ def _direction(
 ) -> tuple[Array, bool]:
     """The Newton step, to an accuracy that suits the present error, and whether it had to be clipped."""
     xp, columns = stack.xp, w[:, None]
-    inverse_diagonal = stack.prepare()
+    larger = xp.maximum(stack.column_sums, b)
+    positive = larger > 0
+    balance = xp.where(positive, stack.column_sums / xp.where(positive, larger, xp.ones_like(larger)), xp.ones_like(larger))
+    inverse_diagonal = balance * stack.prepare()  # of a column of next to no weight that lacks it, a step of 1 is enough
     shares = columns * inverse_diagonal
     shares = shares / xp.sum(shares, axis=0)
 
@@ -118,7 +121,7 @@ def _direction(
         p = z + (rz / previous) * p
     largest = float(xp.max(xp.abs(x)))
     if not largest > CLIP:
-        return x, False
+        return x, largest == 0.0
     x = xp.clip(x, -CLIP, CLIP)
     return x - xp.sum(columns * x, axis=0), True
 

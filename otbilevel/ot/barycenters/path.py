@@ -56,7 +56,7 @@ def follow_path(problem: BarycenterProblem, schedule: Schedule, start: Point | N
     for reg in [problem.reg] if start is not None else _levels(problem, schedule.step):
         point = _guess(solved, reg) if solved else point
         if isinstance(stack, (RowStack, LineStack)):
-            stack.reg = reg
+            stack.lower(reg)
         else:
             stack, previous = _stack(problem, reg), stack
             stack.passes = 0 if previous is None else previous.passes

@@ -147,8 +147,7 @@ class BarycenterResult(Result):
         if self._h is None:
             return p.mass * p.reg * float(xp.sum(self._b * (logs + np.log(p.size))))
         problem = make_problem(p.mass * self._b, p.mass * self._b, p.geometries[0], reg=p.reg, tol=p.tol)
-        f = problem.sources.restrict(self._h * p.reg - p.reg * logs)
-        g = problem.targets.restrict(self._h * p.reg)
+        f, g = problem.sources.restrict(self._h - p.reg * logs), problem.targets.restrict(self._h)
         return -0.5 * entropic_result(problem, f, g, method="barycenter", monitor=Monitor(max_iter=1), work=Work()).value
 
     @cached_property

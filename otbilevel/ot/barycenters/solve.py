@@ -20,7 +20,7 @@ from otbilevel.ot.call import regularisation, tolerance
 from otbilevel.ot.point_cloud import PointCloud
 
 MAX_ITER = 10_000
-DEBIASED_TOL = 1e-5
+DEBIASED_TOL = 1e-4
 """Default tolerance of debiased barycentres, whose objective hardly knows more about them."""
 ASYMMETRY = 1e-6
 """Of a cost, relative to its range, that rounding explains."""
@@ -63,7 +63,7 @@ def barycenter(
     debias : bool
         Minimise Sinkhorn divergences. C must then be one symmetric (n, n) cost.
     tol : float, optional
-        L1 error of the marginals of each plan, relative to the mass. By default 1e-9, for float32 data and ``debias=True`` 1e-5.
+        L1 error of the marginals of each plan, relative to the mass. By default 1e-9, 1e-5 for float32 data, 1e-4 with ``debias=True``.
     max_iter : int, optional
         Limit of all iterations together, by default 10,000.
     init : BarycenterResult, optional
@@ -157,7 +157,7 @@ def _make_problem(A: Any, C: Any, reg: Any, weights: Any, debias: Any, tol: Any)
         weights=coordinates(weights, len(inputs)),
         geometries=geometries,
         reg=1.0,
-        tol=(DEBIASED_TOL if wanted or single else 1e-9) if chosen is None else chosen,
+        tol=chosen if chosen is not None else DEBIASED_TOL if wanted else 1e-5 if single else 1e-9,
         debias=wanted,
         mass=mass,
         dtype=dtype,
@@ -227,7 +227,6 @@ def _certified(
     """Compute the figures of the best iterate afresh."""
     xp, point = problem.xp, best.point
     assert point is not None
-    stack.reg = problem.reg
     h = point.h if problem.debias else None
     stack.move(point.scalings, h)
     log_b = active_weights(active) @ stack.log_sums + (0.0 if h is None else h)
