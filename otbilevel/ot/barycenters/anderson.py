@@ -1,11 +1,12 @@
 """Debiased barycentres: the fixed-point iteration of Janati et al. (2020), Algorithm 1, with Anderson's acceleration.
 
-The barycentre of the Sinkhorn divergences has a plan with itself, diag(exp h) K diag(exp h), and sum_k w_k g_k = reg h. One iteration is
+The barycentre of the Sinkhorn divergences has a plan with itself, diag(exp h) K diag(exp h), and sum_k w_k g_k = reg h. One
+iteration is
 
     log b = h + sum_k w_k log(K' u_k),   G_k <- log b - log(K' u_k),   h <- (h + log b - log(K exp h)) / 2.
 
-The objective hardly depends on what the kernel blurs away, so that plain iterations creep. Newton's method does not help: the Jacobian is
-an indefinite matrix with eigenvalues down to rounding. Anderson's acceleration needs a tenth to a hundredth of the iterations.
+The objective hardly depends on what the kernel blurs away, so that plain iterations creep. Newton's method does not help: the
+Jacobian is indefinite, with eigenvalues down to rounding. Anderson's acceleration needs a tenth to a hundredth of the iterations.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.barycenters.newton import disagreement, iterate
 from otbilevel.ot.barycenters.stack import Best, PlanStack, Point
 
-MEMORY = 10
+MEMORY = 6
 """Differences of iterates that are kept."""
 RIDGE = 1e-14
 """Of the trace, added to the diagonal of the normal equations."""
-LONGEST = 6.0
+LONGEST = 30.0
 """A step may be so many times as long as that of the plain iteration, or as reg."""
 PLAIN = 2
 """Plain iterations at first."""
@@ -32,7 +33,7 @@ FALLBACK = 100.0
 
 def accelerate(stack: PlanStack, w: Array, start: Point, tol: float, monitor: Monitor, best: Best) -> None:
     """Iterate from `start` until the error is at most `tol`, the monitor says stop, or nothing helps."""
-    xp, history = stack.xp, _History()
+    xp, history = stack.xp, Anderson()
     point = xp.concat([start.scalings, start.h[None, :]])
     while True:
         scalings, h = point[:-1, :], point[-1, :]
@@ -49,7 +50,7 @@ def accelerate(stack: PlanStack, w: Array, start: Point, tol: float, monitor: Mo
         if not (finite and error <= FALLBACK * best.error + 1.0):
             if history.fresh or best.point is None:
                 return
-            point, history = xp.concat([best.point.scalings, best.point.h[None, :]]), _History(fresh=True)
+            point, history = xp.concat([best.point.scalings, best.point.h[None, :]]), Anderson(fresh=True)
             continue
         target = xp.concat([log_b - stack.log_sums, (0.5 * (h + log_b - stack.self_log_sums))[None, :]])
         metric = xp.sqrt(xp.concat([w[:, None] * stack.column_sums, diagonal[None, :]]))
@@ -62,8 +63,8 @@ def log_mass(xp: ModuleType, log_b: Array) -> float:
     return top + math.log(float(xp.sum(xp.exp(log_b - top))))
 
 
-class _History:
-    """Differences of iterates and of their steps, in a ring of rows."""
+class Anderson:
+    """Anderson's acceleration: the last differences of iterates and of their steps, in a ring of rows."""
 
     def __init__(self, *, fresh: bool = False) -> None:
         self.fresh = fresh

@@ -4,13 +4,14 @@ Let x lie in a block of pixels with centre X, y in one with centre Y, D = X - Y,
 
     (x - y)^2 = D^2 + 2 D dx - 2 D dy + (dx - dy)^2.
 
-All but the last term belong to x or to y, so that they go into the scalings; the last one is small in small blocks. A soft minimum over
-a line is so a matrix product for every pair of blocks, and one over the blocks.
+All but the last term belong to x or to y, so that they go into the scalings; the last one is small in small blocks. So a soft
+minimum over a line is a matrix product for every pair of blocks, and a soft minimum over the blocks.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from types import ModuleType
 
 from otbilevel._core.array import Array, array_namespace
@@ -35,7 +36,7 @@ class Axis:
         extent = float(coordinates[-1] - coordinates[0])
         count = min(size, max(1, math.ceil(extent / math.sqrt(WIDEST_BLOCK * reg))))
         edges = [round(i * size / count) for i in range(count + 1)]
-        self._blocks = [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        self._blocks = [slice(low, high) for low, high in pairwise(edges)]
         self._pairs = []
         for rows in self._blocks:
             for columns in self._blocks:
@@ -60,7 +61,9 @@ class Axis:
             log_sums = xp.where(positive, xp.log(xp.where(positive, sums, xp.ones_like(sums))), xp.full_like(sums, -float("inf")))
             logs.append(log_sums + top + of_rows)
             weights.append((rows, columns, kernel, scalings, top + of_rows))
-        totals = xp.concat([self._total(xp, logs[i : i + len(self._blocks)]) for i in range(0, len(logs), len(self._blocks))], axis=-1)
+        totals = xp.concat(
+            [self._total(xp, logs[i : i + len(self._blocks)]) for i in range(0, len(logs), len(self._blocks))], axis=-1
+        )
         safe = xp.where(totals > -float("inf"), totals, xp.full_like(totals, float("inf")))
         return totals, [(r, c, kernel, v, xp.exp(scale - safe[..., r])) for r, c, kernel, v, scale in weights]
 

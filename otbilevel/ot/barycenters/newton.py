@@ -85,9 +85,7 @@ def _projection_is_next(errors: list[float], tol: float, projections: int) -> bo
     return contraction < 1 and math.log(tol / errors[-1]) >= NEARLY * math.log(contraction) if tol > 0 else False
 
 
-def _direction(
-    stack: PlanStack, w: Array, b: Array, error: float, tol: float, interrupt: Callable[[], bool]
-) -> tuple[Array, bool]:
+def _direction(stack: PlanStack, w: Array, b: Array, error: float, tol: float, interrupt: Callable[[], bool]) -> tuple[Array, bool]:
     """The Newton step, to an accuracy that suits the present error, and whether it had to be clipped."""
     xp, columns = stack.xp, w[:, None]
     larger = xp.maximum(stack.column_sums, b)
@@ -139,4 +137,3 @@ def _line_search(stack: PlanStack, w: Array, x: Array, b: Array) -> tuple[Array,
         length *= 0.5
     stack.move(start)
     return start, 0.0
-

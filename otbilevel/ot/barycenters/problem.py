@@ -161,7 +161,9 @@ def read_geometries(cost: Any, inputs: list[Array], image: tuple[int, int] | Non
             msg = f"input {k} has {a.shape[0]} weights, but its cost has shape {geometry.shape}: one row for each of its points"
             raise ValueError(msg)
         if geometry.shape[1] != geometries[0].shape[1]:
-            msg = f"costs must have one column for each point of the barycentre, got {geometries[0].shape[1]} and {geometry.shape[1]}"
+            msg = (
+                f"costs must have one column for each point of the barycentre, got {geometries[0].shape[1]} and {geometry.shape[1]}"
+            )
             raise ValueError(msg)
         if geometry.has_forbidden_pairs:
             msg = f"the cost of input {k} forbids pairs (+inf), which barycentres do not take: use large finite costs"
@@ -213,4 +215,5 @@ def coordinates(weights: Any, count: int) -> np.ndarray:
     if not (np.all(np.isfinite(values)) and np.all(values >= 0) and values.sum() > 0):
         msg = f"weights must be finite and >= 0 with a positive sum, got {values.tolist()}"
         raise ValueError(msg)
-    return values / values.sum()
+    unit: np.ndarray = values / values.sum()
+    return unit

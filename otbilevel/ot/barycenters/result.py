@@ -35,19 +35,20 @@ class BarycenterResult(Result):
     reg : float
         Regularisation in use.
     marginal_errors : (k,) ndarray
-        (||P_k 1 - a_k||_1 + ||P_k' 1 - b||_1) / mass of each plan, from passes over the returned potentials; NaN for inputs of weight 0.
+        (||P_k 1 - a_k||_1 + ||P_k' 1 - b||_1) / mass of each plan, from passes over the returned potentials; NaN for inputs
+        of weight 0.
     marginal_error : float
         The largest of them; with ``debias=True`` also of the L1 error of the marginal of the plan of b with itself.
     value, dual_value : float
-        The objective above, at plans whose marginals are off by `marginal_error`; and a lower bound of it (NaN with ``debias=True``,
-        where the problem has no dual in these potentials).
+        The objective above, at plans whose marginals are off by `marginal_error`; and a lower bound of it (NaN with
+        ``debias=True``, where the problem has no dual in these potentials).
     values : (k,) ndarray
         OT(a_k, b) for each input, as `OTResult.value`.
     gap : float
-        The objective at plans rounded to exact marginals, minus `dual_value`: >= 0, and it tends to 0. With ``debias=True`` it is
-        <b, d> - mass min d with the derivative d of the objective in b, which `solve_ot` computes at b for all inputs and for b itself: it
-        bounds the distance of the objective from its least value where that is convex in b (kernels exp(-C/reg) that are positive
-        definite), and shows every point that would want more weight.
+        The objective at plans rounded to exact marginals, minus `dual_value`: >= 0, and it tends to 0. With ``debias=True``
+        it is <b, d> - mass min d with the derivative d of the objective in b, for which `solve_ot` is called at b, for all inputs
+        and for b itself. Where the objective is convex in b (kernels exp(-C/reg) that are positive definite), that bounds the distance
+        from its least value; it shows every point that would want more weight, however little that matters.
     nit, npass : int
         Iterations over all levels of reg, and passes over the kernel of all inputs (an iteration of Bregman projections takes two).
     success, status, message
@@ -153,18 +154,18 @@ class BarycenterResult(Result):
     @cached_property
     def value(self) -> float:
         """The objective."""
-        return float(self._weighted([t.value for t in self._used])) + self._correction
+        return (self._weighted([t.value for t in self._used])) + self._correction
 
     @cached_property
     def dual_value(self) -> float:
         """The dual objective, a lower bound."""
-        return float(self._weighted([t.dual_value for t in self._used])) + self._correction if self._h is None else float("nan")
+        return (self._weighted([t.dual_value for t in self._used])) + self._correction if self._h is None else float("nan")
 
     @cached_property
     def gap(self) -> float:
         """A bound on the distance of the objective from its least value."""
         if self._h is None:
-            return float(self._weighted([t.gap for t in self._used]))
+            return self._weighted([t.gap for t in self._used])
         p, xp = self._problem, self._problem.xp
         b = p.mass * self._b
         derivative = -self._derivative(b)
@@ -180,7 +181,7 @@ class BarycenterResult(Result):
 
     @property
     def _used(self) -> list[OTResult]:
-        return [self.transport(k) for k in np.flatnonzero(self.weights)]
+        return [self.transport(int(k)) for k in np.flatnonzero(self.weights)]
 
-    def _weighted(self, figures: list[float]) -> np.floating:
-        return np.dot(self.weights[self.weights > 0], figures)
+    def _weighted(self, figures: list[float]) -> float:
+        return float(np.dot(self.weights[self.weights > 0], figures))

@@ -25,8 +25,7 @@ class RowStack(PlanStack):
         self._supports = [Support.of(a) for a in problem.inputs]
         self._a = [support.restrict(a) for support, a in zip(self._supports, problem.inputs, strict=True)]
         self._geometries = [
-            geometry.restrict(support.indices, None)
-            for support, geometry in zip(self._supports, problem.geometries, strict=True)
+            geometry.restrict(support.indices, None) for support, geometry in zip(self._supports, problem.geometries, strict=True)
         ]
         self._plans = [StoredPlan.dense(g, a, self._work, single=True) for g, a in zip(self._geometries, self._a, strict=True)]
         self._self_plan: StoredPlan | None = None
@@ -72,8 +71,9 @@ class RowStack(PlanStack):
                 rest = self._problem.geometries[k].restrict(support.dropped, None)
                 ones = self.xp.ones((rest.shape[0],), dtype=f.dtype, device=self._problem.device)
                 g = self.reg * self.log_scalings[k, :]
-                f = support.merge(f, rest.kernels.softmax_rows(rest.kernel_cost, g, self.reg, ones, None, None,
-                                                               single=False, relaxation=1.0)[0])
+                f = support.merge(
+                    f, rest.kernels.softmax_rows(rest.kernel_cost, g, self.reg, ones, None, None, single=False, relaxation=1.0)[0]
+                )
             potentials.append(f)
         return potentials
 
