@@ -19,6 +19,7 @@ from otbilevel.ot.barycenters.problem import coordinates, unit_inputs
 from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.call import tolerance
+from otbilevel.ot.exact import quick_vertex
 from otbilevel.ot.geometry import check_matrix
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
@@ -267,7 +268,21 @@ class _Solver:
 
     def step(self, y: Array, b: Array, accuracy: float, known: Any) -> _Step:
         """Transports to all inputs, and where they map the points."""
-        return self._with_masses(y, accuracy, known) if self.update_masses else self._with_points(y, b, accuracy, known)
+        if self.update_masses:
+            return self._with_masses(y, accuracy, known)
+        quick = None if self.reg or accuracy <= TIGHTEST else self._without_certificates(y, b)
+        return quick or self._with_points(y, b, accuracy, known)
+
+    def _without_certificates(self, y: Array, b: Array) -> _Step | None:
+        """Vertices straight from the network simplex, None without it: what proves them is computed at the end."""
+        pairs = [quick_vertex(y, b, x, a) for x, a in zip(self.clouds, self.unit, strict=True)]
+        found = [pair for pair in pairs if pair is not None]
+        if len(found) < len(pairs):
+            return None
+        xp, values = array_namespace(y), np.array([value for _, value in found])
+        points = sum(float(w) * (plan @ x) for w, (plan, _), x in zip(self.w, found, self.clouds, strict=True))
+        points = xp.where(b[:, None] > 0, points / xp.where(b > 0, b, xp.ones_like(b))[:, None], y)
+        return _Step([], points, b, self.mass * values, self.mass * float(self.w @ values), None)
 
     def _with_points(self, y: Array, b: Array, accuracy: float, known: list[OTResult] | None) -> _Step:
         targets = [*zip(self.clouds, self.unit, strict=True), *([(y, b)] if self.debias else [])]

@@ -35,7 +35,8 @@ STALL_WINDOW = 12
 def geometric_mean(xp: ModuleType, w: Array, log_sums: Array) -> tuple[Array, Array]:
     """log of prod_k (K' u_k)^w_k, which is Benamou et al. (2015), equation (4.9), and the same with unit mass."""
     log_b = w @ log_sums
-    b = xp.exp(log_b - xp.max(log_b))
+    log_b = log_b - xp.max(log_b)
+    b = xp.exp(log_b)
     return log_b, b / xp.sum(b)
 
 

@@ -77,14 +77,9 @@ class BarycenterProblem:
         return all(geometry is self.geometries[0] for geometry in self.geometries)
 
     @property
-    def distinct(self) -> list[Geometry]:
-        """The costs, each once."""
-        return list({id(geometry): geometry for geometry in self.geometries}.values())
-
-    @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest finite cost of all."""
-        bounds = [geometry.bounds for geometry in self.distinct]
+        bounds = [geometry.bounds for geometry in distinct(self.geometries)]
         return min(low for low, _ in bounds), max(high for _, high in bounds)
 
     @property
@@ -92,6 +87,11 @@ class BarycenterProblem:
         """The marginal error that double precision leaves: eps times the largest exponent, C / reg."""
         low, high = self.bounds
         return float(np.finfo(np.float64).eps) * (1.0 + max(abs(low), abs(high)) / self.reg)
+
+
+def distinct(geometries: list[Geometry]) -> list[Geometry]:
+    """The costs, each once."""
+    return list({id(geometry): geometry for geometry in geometries}.values())
 
 
 def pixel_cloud(shape: tuple[int, int], like: Array) -> PointCloud:
@@ -128,7 +128,8 @@ def read_inputs(given: Any, name: str = "A") -> tuple[list[Array], tuple[int, in
     if not inputs:
         msg = f"{name} holds no input: a barycentre needs at least one"
         raise ValueError(msg)
-    common_namespace({f"{name}[{k}]": a for k, a in enumerate(inputs)})
+    if isinstance(given, (list, tuple)):
+        common_namespace({f"{name}[{k}]": a for k, a in enumerate(inputs)})
     for k, a in enumerate(inputs):
         if len(a.shape) != 1 or a.shape[0] == 0:
             msg = f"{name}[{k}] must be a vector of weights, got shape {tuple(a.shape)}"
@@ -178,21 +179,22 @@ def _is_matrix(cost: Sequence[Any]) -> bool:
 
 def unit_inputs(inputs: list[Array], *, single: bool, name: str = "A") -> tuple[list[Array], float]:
     """The inputs in double precision, scaled to sum 1, and their mass."""
-    scaled, masses = [], []
-    for k, a in enumerate(inputs):
-        xp = array_namespace(a)
-        weights = xp.astype(a, xp.float64)
-        bad = ~(xp.isfinite(weights) & (weights >= 0))
-        if bool(xp.any(bad)):
-            index = int(xp.argmax(xp.astype(bad, xp.int64)))
-            msg = f"{name}[{k}] must hold finite weights >= 0, but entry {index} is {float(weights[index])!r}"
-            raise ValueError(msg)
-        total = float(xp.sum(weights))
+    xp = array_namespace(*inputs)
+    sizes = [a.shape[0] for a in inputs]
+    flat = xp.astype(xp.concat(inputs), xp.float64)
+    bad = ~(xp.isfinite(flat) & (flat >= 0))
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    if bool(xp.any(bad)):
+        place = int(xp.argmax(xp.astype(bad, xp.int64)))
+        k = max(i for i, start in enumerate(starts) if start <= place)
+        msg = f"{name}[{k}] must hold finite weights >= 0, but entry {place - starts[k]} is {float(flat[place])!r}"
+        raise ValueError(msg)
+    parts = [flat[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    masses = [float(xp.sum(part)) for part in parts]
+    for k, total in enumerate(masses):
         if not 0 < total < math.inf:
             msg = f"{name}[{k}] must have positive, finite total mass, got {total!r}"
             raise ValueError(msg)
-        scaled.append(weights / total)
-        masses.append(total)
     low, high = min(masses), max(masses)
     if high - low > SAME_MASS[single] * high:
         msg = (
@@ -200,7 +202,7 @@ def unit_inputs(inputs: list[Array], *, single: bool, name: str = "A") -> tuple[
             "rescale them"
         )
         raise ValueError(msg)
-    return scaled, masses[0]
+    return [part / total for part, total in zip(parts, masses, strict=True)], masses[0]
 
 
 def coordinates(weights: Any, count: int) -> np.ndarray:

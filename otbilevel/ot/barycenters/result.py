@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -45,10 +46,10 @@ class BarycenterResult(Result):
     values : (k,) ndarray
         OT(a_k, b) for each input, as `OTResult.value`.
     gap : float
-        The objective at plans rounded to exact marginals, minus `dual_value`: >= 0, and it tends to 0. With ``debias=True``
-        it is <b, d> - mass min d with the derivative d of the objective in b, for which `solve_ot` is called at b, for all inputs
-        and for b itself. Where the objective is convex in b (kernels exp(-C/reg) that are positive definite), that bounds the distance
-        from its least value; it shows every point that would want more weight, however little that matters.
+        The objective at plans rounded to exact marginals, minus `dual_value`: >= 0, and it tends to 0. With ``debias=True`` it is
+        <b, d> - mass min d with the derivative d of the objective in b, for which `solve_ot` is called at b, for all inputs and
+        for b itself. Where the objective is convex in b (kernels exp(-C/reg) that are positive definite), that bounds the
+        distance from its least value; it shows every point that would want more weight, however little that matters.
     nit, npass : int
         Iterations over all levels of reg, and passes over the kernel of all inputs (an iteration of Bregman projections takes two).
     success, status, message
@@ -146,7 +147,7 @@ class BarycenterResult(Result):
         positive = self._b > 0
         logs = xp.log(xp.where(positive, self._b, xp.ones_like(self._b)))
         if self._h is None:
-            return p.mass * p.reg * float(xp.sum(self._b * (logs + np.log(p.size))))
+            return p.mass * p.reg * float(xp.sum(self._b * (logs + math.log(p.size))))
         problem = make_problem(p.mass * self._b, p.mass * self._b, p.geometries[0], reg=p.reg, tol=p.tol)
         f, g = problem.sources.restrict(self._h - p.reg * logs), problem.targets.restrict(self._h)
         return -0.5 * entropic_result(problem, f, g, method="barycenter", monitor=Monitor(max_iter=1), work=Work()).value
@@ -170,7 +171,7 @@ class BarycenterResult(Result):
         b = p.mass * self._b
         derivative = -self._derivative(b)
         for k in np.flatnonzero(self.weights):
-            derivative = derivative + self.weights[k] * self._derivative(p.mass * p.inputs[k])
+            derivative = derivative + float(self.weights[k]) * self._derivative(p.mass * p.inputs[k])
         return float(xp.sum(b * derivative)) - p.mass * float(xp.min(derivative))
 
     def _derivative(self, a: Array) -> Array:

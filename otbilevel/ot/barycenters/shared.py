@@ -12,7 +12,7 @@ from otbilevel.ot.barycenters.stack import PlanStack
 WIDEST = 600.0
 """Range of C / reg up to which exp(-C/reg), and scalings by its reciprocals, stay within double precision."""
 NOTHING = -700.0
-"""Scalings below exp(this) are taken for 0: denormal numbers would slow products down a hundredfold."""
+"""Scalings below exp(this) are raised to it, which is as good as 0: denormal numbers would slow products down a hundredfold."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SharedStack(PlanStack):
         top, scalings = self._scaled(stacked)
         products = self._kernel.forward(scalings)
         self._v, self._kv = scalings[:count, :], products[:count, :]
-        self._log_rows = xp.log(self._kv) + top[:count, :]
+        self._top = top[:count, :]
         self._u = self._a / self._kv
         sums = self._kernel.backward(self._u)
         self.log_scalings, self.log_sums, self.column_sums = log_scalings, xp.log(sums) - top[:count, :], self._v * sums
@@ -79,10 +79,8 @@ class SharedStack(PlanStack):
         self.passes += 2
 
     def _scaled(self, logs: Array) -> tuple[Array, Array]:
-        xp = self.xp
-        top = xp.max(logs, axis=1, keepdims=True)
-        exponents = logs - top
-        return top, xp.where(exponents > NOTHING, xp.exp(exponents), xp.zeros_like(exponents))
+        top = self.xp.max(logs, axis=1, keepdims=True)
+        return top, self.xp.exp(self.xp.clip(logs - top, NOTHING, None))
 
     def prepare(self) -> Array:
         return inverse(self.column_sums)
@@ -93,7 +91,7 @@ class SharedStack(PlanStack):
         return self.column_sums * x - self._v * self._kernel.backward(self._u * means)
 
     def row_potentials(self) -> list[Array]:
-        f = self._kernel.low - self.reg * self._log_rows
+        f = self._kernel.low - self.reg * (self.xp.log(self._kv) + self._top)
         return [f[k, :] for k in range(f.shape[0])]
 
     def certify(self, f: list[Array], g: Array) -> tuple[list[float], Array]:

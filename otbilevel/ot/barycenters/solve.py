@@ -15,7 +15,7 @@ from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import Status, report
 from otbilevel.ot.barycenters.call import make_monitor
 from otbilevel.ot.barycenters.path import SCHEDULES, active_weights, follow_path
-from otbilevel.ot.barycenters.problem import BarycenterProblem, coordinates, read_geometries, read_inputs, unit_inputs
+from otbilevel.ot.barycenters.problem import BarycenterProblem, coordinates, distinct, read_geometries, read_inputs, unit_inputs
 from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.stack import Best, PlanStack, Point
 from otbilevel.ot.call import regularisation, tolerance
@@ -105,9 +105,9 @@ def barycenter(
     minimiser is rough or has zeros, its last digits come slowly, and the objective does not depend on them.
 
     While the costs range over at most 600 reg, one n x n kernel in double precision serves all inputs, and a pass is a matrix
-    product, O(k n^2). Below, or with costs that differ, reg falls along a path to its target, and every input has a plan of its own: k n^2
-    numbers in single precision (other array libraries: double). Images are swept axis by axis, in O(k h w (h + w)) time; their
-    memory is O(k h w) times the number of blocks that the axes are cut into below 600 reg, about 1 / sqrt(500 reg).
+    product, O(k n^2). Below, or with costs that differ, reg falls along a path to its target, and every input has a plan of its
+    own: k n^2 numbers in single precision (other array libraries: double). Images are swept axis by axis, in O(k h w (h + w))
+    time; their memory is O(k h w) times the number of blocks that the axes are cut into below 600 reg, about 1 / sqrt(500 reg).
 
     References
     ----------
@@ -142,11 +142,10 @@ def barycenter(
 def _make_problem(A: Any, C: Any, reg: Any, weights: Any, debias: Any, tol: Any) -> BarycenterProblem:  # noqa: N803
     inputs, image = read_inputs(A)
     geometries = read_geometries(C, inputs, image)
-    arrays = {f"A[{k}]": a for k, a in enumerate(inputs)}
-    for k, geometry in enumerate(geometries):
-        arrays |= {f"{name} of cost {k}": v for name, v in geometry.arrays.items()}
-    xp = common_namespace(arrays)
-    dtype = xp.result_type(*inputs, *(geometry.dtype for geometry in geometries))
+    costs = distinct(geometries)
+    arrays = {f"{name} of cost {k}": v for k, geometry in enumerate(costs) for name, v in geometry.arrays.items()}
+    xp = common_namespace({"A": inputs[0], **arrays})
+    dtype = xp.result_type(*inputs, *(geometry.dtype for geometry in costs))
     single = dtype == xp.float32
     unit, mass = unit_inputs(inputs, single=single)
     wanted, chosen = validate.boolean(debias, "debias"), tolerance(tol)
@@ -164,7 +163,7 @@ def _make_problem(A: Any, C: Any, reg: Any, weights: Any, debias: Any, tol: Any)
     )
     if wanted:
         _require_symmetry(problem)
-    return replace(problem, reg=max(regularisation(reg, "auto", geometry) for geometry in problem.distinct))
+    return replace(problem, reg=max(regularisation(reg, "auto", geometry) for geometry in costs))
 
 
 def _require_symmetry(problem: BarycenterProblem) -> None:
@@ -237,7 +236,8 @@ def _certified(
     xp, point = problem.xp, best.point
     assert point is not None
     h = point.h if problem.debias else None
-    stack.move(point.scalings, h)
+    if stack.log_scalings is not point.scalings or h is not None:
+        stack.move(point.scalings, h)
     log_b = active_weights(active) @ stack.log_sums + (0.0 if h is None else h)
     b = xp.exp(log_b - xp.max(log_b))
     b = b / xp.sum(b)

@@ -56,7 +56,7 @@ class PlanStack(ABC):
 
     xp: ModuleType
     reg: float
-    log_scalings: Array
+    log_scalings: Array = None
     log_sums: Array
     column_sums: Array
     self_log_sums: Array | None = None
