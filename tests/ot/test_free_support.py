@@ -26,7 +26,7 @@ def test_translates_meet_in_the_middle():
 def test_one_point_goes_to_the_mean():
     for reg in (None, 0.3):
         result = free_support_barycenter(CLOUDS, MASSES, init=START[:1], reg=reg)
-        np.testing.assert_allclose(result.points[0], sum(a @ x for a, x in zip(MASSES, CLOUDS, strict=True)) / 3, atol=1e-9)
+        np.testing.assert_allclose(result.points[0], sum(a @ x for a, x in zip(MASSES, CLOUDS, strict=True)) / 3, atol=1e-6)
 
 
 def test_on_the_line_quantiles_are_averaged():
@@ -66,8 +66,8 @@ def test_the_objective_falls():
 @pytest.mark.parametrize("debias", [False, True])
 def test_the_gradient_vanishes(debias):
     """By finite differences of values that `solve_ot` computes at shifted points."""
-    reg, b = 2.0, np.full(12, 1 / 12)
-    result = free_support_barycenter(CLOUDS, MASSES, init=START, reg=reg, debias=debias, tol=1e-7, max_iter=3000)
+    reg, start, b = 2.0, START[:4], np.full(4, 1 / 4)
+    result = free_support_barycenter(CLOUDS, MASSES, init=start, reg=reg, debias=debias, tol=1e-6, max_iter=2000)
     assert result.success
 
     def objective(y):
@@ -75,10 +75,10 @@ def test_the_gradient_vanishes(debias):
         return value - 0.5 * solve_ot(b, b, PointCloud(y), reg=reg, tol=1e-12).value if debias else value
 
     assert result.value == pytest.approx(objective(result.points), abs=1e-8)
-    d = np.random.default_rng(3).standard_normal(START.shape)
+    d = np.random.default_rng(3).standard_normal(start.shape)
     slope = (objective(result.points + 1e-4 * d) - objective(result.points - 1e-4 * d)) / 2e-4
     assert abs(slope) < 1e-5
-    assert abs(objective(START + 1e-4 * d) - objective(START - 1e-4 * d)) / 2e-4 > 1e-2
+    assert abs(objective(start + 1e-4 * d) - objective(start - 1e-4 * d)) / 2e-4 > 1e-2
 
 
 def test_debiased_points_do_not_shrink():
@@ -127,10 +127,10 @@ def test_a_single_place():
 @pytest.mark.parametrize("settings", [{}, {"reg": 1.0}, {"reg": 1.0, "debias": True}, {"reg": 1.0, "update_masses": True}])
 def test_backends(backend, dtype, settings):
     arrays = [backend.asarray(x, dtype) for x in CLOUDS], [backend.asarray(a, dtype) for a in MASSES]
-    limits = {"tol": 1e-4, "max_iter": 3000}
-    result = free_support_barycenter(*arrays, init=backend.asarray(START, dtype), **limits, **settings)
+    limits = {"tol": 1e-3, "max_iter": 1000}
+    result = free_support_barycenter(*arrays, init=backend.asarray(START[:5], dtype), **limits, **settings)
     assert result.success and backend.dtype_name(result.points) == backend.dtype_name(result.masses) == dtype
-    expected = free_support_barycenter(CLOUDS, MASSES, init=START, **limits, **settings)
+    expected = free_support_barycenter(CLOUDS, MASSES, init=START[:5], **limits, **settings)
     np.testing.assert_allclose(backend.to_numpy(result.points), expected.points, atol=1e-7 if dtype == "float64" else 2e-2)
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device
+from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import Result, Status, report
 from otbilevel.ot.barycenters.call import make_monitor
+from otbilevel.ot.barycenters.clouds import first_points, read_clouds, vector
 from otbilevel.ot.barycenters.problem import coordinates, unit_inputs
 from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.call import tolerance
 from otbilevel.ot.exact import quick_vertex
-from otbilevel.ot.geometry import check_matrix
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
@@ -183,7 +183,7 @@ def free_support_barycenter(  # noqa: PLR0913 -- two objectives, and what may be
     >>> result.points - square
     array([[2., 2.], [2., 2.], [2., 2.], [2., 2.]])
     """
-    clouds, unit, mass, dtype = _read(X, a)
+    clouds, unit, mass, dtype = read_clouds(X, a)
     flags = {"debias": debias, "update_masses": update_masses, "raise_on_failure": raise_on_failure}
     for name, flag in flags.items():
         validate.boolean(flag, name)
@@ -197,10 +197,10 @@ def free_support_barycenter(  # noqa: PLR0913 -- two objectives, and what may be
         raise ValueError(msg)
     xp = array_namespace(clouds[0])
     w = coordinates(weights, len(clouds))
-    y = _first_points(clouds, unit, w, init, n_points, rng)
+    y = first_points(clouds, unit, w, init, n_points, rng)
     b = xp.full((y.shape[0],), 1.0 / y.shape[0], dtype=xp.float64, device=device(y))
     if masses is not None:
-        b = unit_inputs([_vector(masses, "masses", y.shape[0])], single=False, name="masses")[0][0]
+        b = unit_inputs([vector(masses, "masses", y.shape[0])], single=False, name="masses")[0][0]
     chosen = tolerance(tol)
     if chosen is None:
         chosen = 1e-4 if dtype == xp.float32 else 1e-6
@@ -346,63 +346,3 @@ class _Solver:
 
 def _iterate(points: Array) -> dict[str, Array]:
     return {"points": points}
-
-
-def _read(points: Any, weights: Any) -> tuple[list[Array], list[Array], float, Any]:
-    """The clouds in double precision, their weights of unit mass, the mass, and the dtype of what is returned."""
-    if not isinstance(points, (list, tuple)) or not points:
-        msg = "X must be a list of (m_k, d) arrays, one for each input"
-        raise TypeError(msg)
-    clouds = [as_array(x, f"X[{k}]") for k, x in enumerate(points)]
-    given = [None] * len(clouds) if weights is None else list(weights)
-    if len(given) != len(clouds):
-        msg = f"a holds weights for {len(given)} inputs, but X has {len(clouds)}"
-        raise ValueError(msg)
-    for k, x in enumerate(clouds):
-        check_matrix(x, f"X[{k}]")
-        if x.shape[1] != clouds[0].shape[1]:
-            msg = f"all points must have one dimension, got {clouds[0].shape[1]} in X[0] and {x.shape[1]} in X[{k}]"
-            raise ValueError(msg)
-    vectors = {f"a[{k}]": _vector(v, f"a[{k}]", clouds[k].shape[0]) for k, v in enumerate(given) if v is not None}
-    xp = common_namespace({**{f"X[{k}]": x for k, x in enumerate(clouds)}, **vectors})
-    dtype = xp.result_type(*clouds, *vectors.values())
-    masses = [float(xp.sum(v)) for v in vectors.values()]
-    mass = masses[0] if masses else 1.0
-    full = [
-        vectors[f"a[{k}]"]
-        if f"a[{k}]" in vectors
-        else xp.full((x.shape[0],), mass / x.shape[0], dtype=xp.float64, device=device(x))
-        for k, x in enumerate(clouds)
-    ]
-    unit, mass = unit_inputs(full, single=dtype == xp.float32, name="a")
-    return [xp.astype(x, xp.float64) for x in clouds], unit, mass, dtype
-
-
-def _vector(values: Any, name: str, size: int) -> Array:
-    vector = as_array(values, name)
-    if tuple(vector.shape) != (size,):
-        msg = f"{name} must hold one weight for each of the {size} points, got shape {tuple(vector.shape)}"
-        raise ValueError(msg)
-    return vector
-
-
-def _first_points(clouds: list[Array], unit: list[Array], w: np.ndarray, init: Any, n_points: Any, rng: Any) -> Array:
-    """The points to start from: those given, or points of the inputs, drawn by their weights."""
-    xp = array_namespace(clouds[0])
-    if init is not None:
-        start = as_array(init, "init")
-        common_namespace({"init": start, "X[0]": clouds[0]})
-        check_matrix(start, "init")
-        if start.shape[1] != clouds[0].shape[1] or (n_points is not None and n_points != start.shape[0]):
-            msg = f"init must have shape (n_points, {clouds[0].shape[1]}), got {tuple(start.shape)}"
-            raise ValueError(msg)
-        return xp.astype(start, xp.float64)
-    if n_points is None:
-        msg = "n_points is needed, or init: how many points shall the barycentre have?"
-        raise ValueError(msg)
-    count, generator = validate.integer(n_points, "n_points", low=1), np.random.default_rng(rng)
-    chosen = []
-    for k in generator.choice(len(clouds), size=count, p=w):
-        ends = np.array([float(v) for v in xp.cumulative_sum(unit[k])])
-        chosen.append(clouds[k][min(int(np.searchsorted(ends, generator.random(), side="right")), len(ends) - 1), :])
-    return xp.stack(chosen)
