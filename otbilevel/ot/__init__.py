@@ -1,5 +1,8 @@
 """Optimal transport: geometry -> problem -> method -> result."""
 
+from otbilevel.ot.barycenters.free_support import FreeSupportResult, free_support_barycenter
+from otbilevel.ot.barycenters.result import BarycenterResult
+from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.batch import solve_ot_batch
 from otbilevel.ot.batch_result import OTBatchResult
 from otbilevel.ot.constraints import PlanConstraint, martingale, separable
@@ -20,8 +23,10 @@ from otbilevel.ot.solve import solve_ot
 __all__ = [
     "KL",
     "AtMost",
+    "BarycenterResult",
     "DenseCost",
     "DivergenceResult",
+    "FreeSupportResult",
     "Grid",
     "Linearization",
     "OTBatchResult",
@@ -32,6 +37,8 @@ __all__ = [
     "PlanConstraint",
     "PointCloud",
     "TotalVariation",
+    "barycenter",
+    "free_support_barycenter",
     "hvp",
     "jvp",
     "linearize",
