@@ -31,7 +31,7 @@ import numpy as np
 import ot as pot
 from scipy.special import logsumexp
 
-from otbilevel.ot import barycenter, free_support_barycenter
+from otbilevel.ot import Grid, barycenter, free_support_barycenter
 
 ACCURACY = 1e-7
 DEBIASED_ACCURACY = 1e-6
@@ -100,8 +100,8 @@ def fixed(kind: str, n: int, k: int, reg: float, method: str) -> Cell:
 
 def picture(n: int, reg: float, method: str) -> Cell:
     """Images, against ``ot.bregman.convolutional_barycenter2d``."""
-    A = images(n)
-    best = barycenter(A, reg=reg, tol=1e-11).barycenter
+    A, grid = images(n), Grid([np.linspace(0, 1, n)] * 2)  # POT's coordinates
+    best = barycenter(A, grid, reg=reg, tol=1e-11).barycenter
 
     def theirs(threshold: float) -> np.ndarray:
         return pot.bregman.convolutional_barycenter2d(
@@ -110,7 +110,7 @@ def picture(n: int, reg: float, method: str) -> Cell:
 
     return Cell(
         f"images {n}x{n} k=4 reg={reg:g}" + (f" ({method})" if method != "sinkhorn" else ""),
-        lambda tol: barycenter(A, reg=reg, tol=tol),
+        lambda tol: barycenter(A, grid, reg=reg, tol=tol),
         theirs,
         lambda b: float(np.abs(b - best).sum()),
         lambda result: result.barycenter,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from otbilevel import ConvergenceError, ConvergenceWarning, PointCloud, Status, solve_ot
+from otbilevel import ConvergenceError, ConvergenceWarning, Grid, PointCloud, Status, solve_ot
 from otbilevel.ot import BarycenterResult, barycenter
 
 X = np.linspace(0, 1, 60)
@@ -147,7 +147,8 @@ def test_debiased_agrees_with_pot():
 @pytest.mark.parametrize("reg", [0.05, 0.01, 1e-3])
 def test_images_are_histograms_on_their_pixels(shape, reg):
     images = shapes(*shape)
-    points = np.stack(np.meshgrid(*(np.linspace(0, 1, s) for s in shape), indexing="ij"), axis=-1).reshape(-1, 2)
+    centres = [(np.arange(side) + 0.5) / max(shape) for side in shape]
+    points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 2)
     result = barycenter(images, reg=reg)
     flat = barycenter(images.reshape(2, -1), PointCloud(points), reg=reg)
     assert result.success and result.barycenter.shape == shape
@@ -158,22 +159,58 @@ def test_images_are_histograms_on_their_pixels(shape, reg):
 @pytest.mark.parametrize("debias", [False, True])
 def test_images_agree_with_pot(debias):
     ot = pytest.importorskip("ot")
-    images, reg = shapes(16, 16), 0.01
+    images, reg, grid = shapes(16, 16), 0.01, Grid([np.linspace(0, 1, 16)] * 2)
     if not debias:
         expected = ot.bregman.convolutional_barycenter2d(images, reg, stopThr=1e-11, stabThr=1e-300)
-        np.testing.assert_allclose(barycenter(images, reg=reg).barycenter, expected, atol=1e-8)
+        np.testing.assert_allclose(barycenter(images, grid, reg=reg).barycenter, expected, atol=1e-8)
         return
     expected = ot.bregman.convolutional_barycenter2d_debiased(images, reg, stopThr=1e-8, stabThr=1e-300, warn=False)
-    result = barycenter(images, reg=reg, debias=True)
+    result = barycenter(images, grid, reg=reg, debias=True)
     assert result.success
     assert np.abs(result.barycenter - expected).sum() < 0.05
 
 
 def test_single_images_and_lines():
-    """One pixel, one row: the axes have length 0."""
+    """One pixel, one row: an axis has length 1."""
     assert barycenter(np.ones((2, 1, 1)), reg=0.1).barycenter.shape == (1, 1)
-    rows = A[:, None, :]
-    np.testing.assert_allclose(barycenter(rows, reg=1e-3).barycenter[0], barycenter(A, C, reg=1e-3).barycenter, atol=1e-9)
+    rows, grid = A[:, None, :], Grid([np.zeros(1), np.linspace(0, 1, A.shape[1])])
+    np.testing.assert_allclose(barycenter(rows, grid, reg=1e-3).barycenter[0], barycenter(A, C, reg=1e-3).barycenter, atol=1e-9)
+
+
+@pytest.mark.parametrize("reg", [0.05, 1e-3])
+def test_volumes(reg):
+    """With zeros, and a cost that is not a distance."""
+    rng = np.random.default_rng(0)
+    volumes = rng.random((2, 4, 5, 3)) * (rng.random((2, 4, 5, 3)) > 0.3)
+    volumes /= volumes.sum(axis=(1, 2, 3), keepdims=True)
+    cost = [0.2 * abs(np.subtract.outer(np.arange(side), np.arange(side))) ** 1.5 - 0.1 for side in (4, 5, 3)]
+    agree(volumes, Grid((4, 5, 3), cost=cost), reg)
+
+
+@pytest.mark.parametrize("reg", [0.05, 2e-3])
+def test_debiased_volumes(reg):
+    x, y, z = np.indices((9, 8, 5)) / 8
+    volumes = np.stack([np.exp(-((x - c) ** 2 + (y - 0.5) ** 2 + (z - 0.25) ** 2) / 0.04) for c in (0.3, 0.6)])
+    agree(volumes / volumes.sum(axis=(1, 2, 3), keepdims=True), Grid((9, 8, 5)), reg, debias=True)
+
+
+def agree(volumes, grid, reg, **arguments):
+    """With a barycentre by the matrix."""
+    result = barycenter(volumes, grid, reg=reg, **arguments)
+    flat = barycenter(volumes.reshape(2, -1), grid.to_dense(), reg=reg, **arguments)
+    assert result.success and flat.success and result.barycenter.shape == volumes.shape[1:]
+    assert result.value == pytest.approx(flat.value, abs=1e-9)
+    np.testing.assert_allclose(result.barycenter.ravel(), flat.barycenter, atol=1e-9)
+
+
+def test_grids_of_their_own():
+    """Images of two sizes, and a barycentre of a third."""
+    first, second = shapes(8, 8)[0], shapes(12, 6)[1]
+    grids = [Grid(first.shape, (10, 10)), Grid(second.shape, (10, 10))]
+    result = barycenter([first, second], grids, reg=0.01)
+    expected = barycenter([first.ravel(), second.ravel()], [grid.to_dense() for grid in grids], reg=0.01)
+    assert result.success and result.barycenter.shape == (10, 10)
+    np.testing.assert_allclose(result.barycenter.ravel(), expected.barycenter, atol=1e-9)
 
 
 def test_different_supports():

@@ -12,7 +12,7 @@ import numpy as np
 
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device
 from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.grid import Grid
 from otbilevel.ot.problem import make_geometry
 
 SAME_MASS = {False: 1e-6, True: 1e-4}
@@ -39,8 +39,6 @@ class BarycenterProblem:
         The mass of the user's weights.
     dtype
         Floating dtype of what is returned.
-    image : tuple of int or None
-        Height and width when the inputs are images with the squared distance in the unit square.
     output : tuple of int
         Shape of the barycentre that is returned.
     """
@@ -53,7 +51,6 @@ class BarycenterProblem:
     debias: bool
     mass: float
     dtype: Any
-    image: tuple[int, int] | None
     output: tuple[int, ...]
 
     @property
@@ -94,50 +91,36 @@ def distinct(geometries: list[Geometry]) -> list[Geometry]:
     return list({id(geometry): geometry for geometry in geometries}.values())
 
 
-def pixel_cloud(shape: tuple[int, int], like: Array) -> PointCloud:
-    """The pixels of an image, from 0 to 1 along either side, as points with squared distances."""
-    xp, where = array_namespace(like), device(like)
-    axes = [xp.linspace(0.0, 1.0, size, dtype=like.dtype, device=where) if size > 1 else xp.zeros_like(like)[:1] for size in shape]
-    x = xp.reshape(xp.broadcast_to(axes[0][:, None], shape), (-1,))
-    y = xp.reshape(xp.broadcast_to(axes[1][None, :], shape), (-1,))
-    return PointCloud(xp.stack([x, y], axis=1))
-
-
-def read_inputs(given: Any, name: str = "A") -> tuple[list[Array], tuple[int, int] | None]:
-    """The inputs as a list of vectors, and the shape of an image when they are images.
+def read_inputs(given: Any, name: str = "A") -> tuple[list[Array], list[tuple[int, ...]]]:
+    """The inputs as vectors, and their shapes, which have more than one axis for images and volumes.
 
     Raises
     ------
     TypeError, ValueError
         When they are not vectors of one array library.
     """
-    image = None
     if isinstance(given, (list, tuple)):
         inputs = [as_array(a, f"{name}[{k}]") for k, a in enumerate(given)]
-        if inputs and all(len(a.shape) == 2 for a in inputs) and len({tuple(a.shape) for a in inputs}) == 1:
-            image = (int(inputs[0].shape[0]), int(inputs[0].shape[1]))
-            inputs = [array_namespace(a).reshape(a, (-1,)) for a in inputs]
     else:
         array = as_array(given, name)
-        if len(array.shape) not in (2, 3):
+        if len(array.shape) < 2:
             msg = f"{name} must have shape (k, n), one histogram a row, or (k, h, w) for images; got {tuple(array.shape)}"
             raise ValueError(msg)
-        if len(array.shape) == 3:
-            image = (int(array.shape[1]), int(array.shape[2]))
-        inputs = [array_namespace(array).reshape(array[k, ...], (-1,)) for k in range(array.shape[0])]
+        inputs = [array[k, ...] for k in range(array.shape[0])]
     if not inputs:
         msg = f"{name} holds no input: a barycentre needs at least one"
         raise ValueError(msg)
     if isinstance(given, (list, tuple)):
         common_namespace({f"{name}[{k}]": a for k, a in enumerate(inputs)})
-    for k, a in enumerate(inputs):
-        if len(a.shape) != 1 or a.shape[0] == 0:
-            msg = f"{name}[{k}] must be a vector of weights, got shape {tuple(a.shape)}"
+    shapes = [tuple(int(side) for side in a.shape) for a in inputs]
+    for k, shape in enumerate(shapes):
+        if len(shape) != len(shapes[0]) or math.prod(shape) == 0 or not shape:
+            msg = f"{name}[{k}] must be a vector of weights, or all inputs images; got shape {shape}"
             raise ValueError(msg)
-    return inputs, image
+    return [array_namespace(a).reshape(a, (-1,)) for a in inputs], shapes
 
 
-def read_geometries(cost: Any, inputs: list[Array], image: tuple[int, int] | None) -> list[Geometry]:
+def read_geometries(cost: Any, inputs: list[Array], shapes: list[tuple[int, ...]]) -> list[Geometry]:
     """One geometry per input, with as many rows as it has weights, and equally many columns.
 
     Raises
@@ -146,17 +129,17 @@ def read_geometries(cost: Any, inputs: list[Array], image: tuple[int, int] | Non
         When numbers or shapes do not fit, or a pair is forbidden.
     """
     if cost is None:
-        if image is None:
-            msg = "C is needed: only images, A of shape (k, h, w), have a cost of their own"
+        if len(shapes[0]) == 1 or len(set(shapes)) > 1:
+            msg = "C is needed: only images of one size, A of shape (k, h, w), have a cost of their own"
             raise ValueError(msg)
-        return [pixel_cloud(image, inputs[0])] * len(inputs)
+        return [Grid(shapes[0]).beside({"A": inputs[0]})] * len(inputs)
     if isinstance(cost, (list, tuple)) and not _is_matrix(cost):
         if len(cost) != len(inputs):
             msg = f"C is a list of {len(cost)} costs for {len(inputs)} inputs: give one for each, or one for all"
             raise ValueError(msg)
-        geometries = [make_geometry(c) for c in cost]
+        geometries = [make_geometry(c).beside({"A": a}) for c, a in zip(cost, inputs, strict=True)]
     else:
-        geometries = [make_geometry(cost)] * len(inputs)
+        geometries = [make_geometry(cost).beside({"A": inputs[0]})] * len(inputs)
     for k, (geometry, a) in enumerate(zip(geometries, inputs, strict=True)):
         if geometry.shape[0] != a.shape[0]:
             msg = f"input {k} has {a.shape[0]} weights, but its cost has shape {geometry.shape}: one row for each of its points"
@@ -170,6 +153,14 @@ def read_geometries(cost: Any, inputs: list[Array], image: tuple[int, int] | Non
             msg = f"the cost of input {k} forbids pairs (+inf), which barycentres do not take: use large finite costs"
             raise ValueError(msg)
     return geometries
+
+
+def output_shape(geometry: Geometry, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Of the barycentre: an image where the inputs are images and it is clear of which shape."""
+    size = geometry.shape[1]
+    if len(shapes[0]) > 1 and isinstance(geometry, Grid):
+        return tuple(axis.shape[1] for axis in geometry.axes)
+    return shapes[0] if len(set(shapes)) == 1 and math.prod(shapes[0]) == size else (size,)
 
 
 def _is_matrix(cost: Sequence[Any]) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from otbilevel._core.array import Array, array_namespace
-from otbilevel.ot.barycenters.problem import BarycenterProblem, pixel_cloud
+from otbilevel.ot.barycenters.problem import BarycenterProblem
 from otbilevel.ot.barycenters.stack import PlanStack
+from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.grid import Grid
 
 WIDEST = 600.0
 """Range of C / reg up to which exp(-C/reg), and scalings by its reciprocals, stay within double precision."""
@@ -24,33 +26,26 @@ class Kernel:
     low: float
 
     @classmethod
-    def dense(cls, problem: BarycenterProblem, reg: float) -> Kernel:
+    def dense(cls, geometry: Geometry, reg: float) -> Kernel:
         """A stored matrix."""
-        xp, geometry = problem.xp, problem.geometries[0]
-        low, _ = geometry.bounds
+        xp, (low, _) = geometry.xp, geometry.bounds
         k = xp.exp((low - geometry.rows(0, geometry.shape[0])) / reg)
         return cls(lambda v: v @ k.T, lambda u: u @ k, low)
 
     @classmethod
-    def separable(cls, problem: BarycenterProblem, reg: float) -> Kernel:
-        """exp(-|x - y|^2/reg) between pixels is a product of one matrix per axis."""
-        xp, shape = problem.xp, problem.image
-        assert shape is not None
-        first, second = (xp.exp(-cost / reg) for cost in axis_costs(shape, problem.inputs[0]))
+    def separable(cls, grid: Grid, reg: float) -> Kernel:
+        """Between grids it is a product of one matrix per axis."""
+        xp, (low, _) = grid.xp, grid.bounds
+        factors = [xp.exp((low / len(grid.axes) - axis.matrix) / reg) for axis in grid.axes]
 
-        def apply(v: Array) -> Array:
-            images = xp.reshape(v, (-1, *shape))
-            return xp.reshape(first @ images @ second, (v.shape[0], -1))
+        def along_axes(x: Array, side: int) -> Array:
+            count = x.shape[0]
+            x = xp.reshape(x, (count, *(factor.shape[side] for factor in factors)))
+            for factor in factors:  # the first axis is summed over, and comes back as the last
+                x = xp.tensordot(x, factor, axes=((1,), (side,)))
+            return xp.reshape(x, (count, -1))
 
-        return cls(apply, apply, 0.0)
-
-
-def axis_costs(shape: tuple[int, int], like: Array) -> tuple[Array, Array]:
-    """Squared distances between the rows, and between the columns of an image."""
-    xp = array_namespace(like)
-    x = xp.reshape(pixel_cloud(shape, like).x, (*shape, 2))
-    rows, columns = x[:, 0, 0], x[0, :, 1]
-    return (rows[:, None] - rows[None, :]) ** 2, (columns[:, None] - columns[None, :]) ** 2
+        return cls(lambda v: along_axes(v, 1), lambda u: along_axes(u, 0), low)
 
 
 class SharedStack(PlanStack):
@@ -63,7 +58,8 @@ class SharedStack(PlanStack):
     def __init__(self, problem: BarycenterProblem, reg: float) -> None:
         self.xp, self.reg = problem.xp, reg
         self._a = self.xp.stack(problem.inputs)
-        self._kernel = (Kernel.separable if problem.image is not None else Kernel.dense)(problem, reg)
+        geometry = problem.geometries[0]
+        self._kernel = Kernel.separable(geometry, reg) if isinstance(geometry, Grid) else Kernel.dense(geometry, reg)
 
     def move(self, log_scalings: Array, h: Array | None = None) -> None:
         xp, count = self.xp, log_scalings.shape[0]

@@ -15,7 +15,15 @@ from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import Status, report
 from otbilevel.ot.barycenters.call import make_monitor
 from otbilevel.ot.barycenters.path import SCHEDULES, active_weights, follow_path
-from otbilevel.ot.barycenters.problem import BarycenterProblem, coordinates, distinct, read_geometries, read_inputs, unit_inputs
+from otbilevel.ot.barycenters.problem import (
+    BarycenterProblem,
+    coordinates,
+    distinct,
+    output_shape,
+    read_geometries,
+    read_inputs,
+    unit_inputs,
+)
 from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.stack import Best, PlanStack, Point
 from otbilevel.ot.call import regularisation, tolerance
@@ -53,11 +61,11 @@ def barycenter(
     Parameters
     ----------
     A : (k, n) array_like, list of (n_k,) array_like, or (k, h, w) array_like
-        One histogram a row, or one a list entry, of equal mass; or images.
+        One histogram a row, or one a list entry, of equal mass; or images, or volumes.
     C : (n, n) array_like or geometry, or list of these, (n_k, n)
         Costs between the points of the inputs (rows) and those of the barycentre (columns): one for all inputs, or a list of
-        one for each. Without it, images have the squared distance between pixels in the unit square, whatever their shape: the
-        coordinates go from 0 to 1 along either side. Pairs cannot be forbidden.
+        one for each. Without it images have that of ``Grid((h, w))``: squared distances between square pixels, whose longest side
+        has length 1. Pairs cannot be forbidden.
     reg : float, optional
         Regularisation > 0, in units of the cost; by default 1e-3 times the range of C.
     weights : (k,) array_like, optional
@@ -106,8 +114,8 @@ def barycenter(
 
     While the costs range over at most 600 reg, one n x n kernel in double precision serves all inputs, and a pass is a matrix
     product, O(k n^2). Below, or with costs that differ, reg falls along a path to its target, and every input has a plan of its
-    own: k n^2 numbers in single precision (other array libraries: double). Images are swept axis by axis, in O(k h w (h + w))
-    time; their memory is O(k h w) times the number of blocks that the axes are cut into below 600 reg, about 1 / sqrt(500 reg).
+    own: k n^2 numbers in single precision (other array libraries: double). With a `Grid` no such matrix is formed: passes go axis
+    by axis, for images in O(k h w (h + w)) time.
 
     References
     ----------
@@ -140,8 +148,8 @@ def barycenter(
 
 
 def _make_problem(A: Any, C: Any, reg: Any, weights: Any, debias: Any, tol: Any) -> BarycenterProblem:  # noqa: N803
-    inputs, image = read_inputs(A)
-    geometries = read_geometries(C, inputs, image)
+    inputs, shapes = read_inputs(A)
+    geometries = read_geometries(C, inputs, shapes)
     costs = distinct(geometries)
     arrays = {f"{name} of cost {k}": v for k, geometry in enumerate(costs) for name, v in geometry.arrays.items()}
     xp = common_namespace({"A": inputs[0], **arrays})
@@ -158,8 +166,7 @@ def _make_problem(A: Any, C: Any, reg: Any, weights: Any, debias: Any, tol: Any)
         debias=wanted,
         mass=mass,
         dtype=dtype,
-        image=image if C is None else None,
-        output=image if image is not None and math.prod(image) == geometries[0].shape[1] else (geometries[0].shape[1],),
+        output=output_shape(geometries[0], shapes),
     )
     if wanted:
         _require_symmetry(problem)

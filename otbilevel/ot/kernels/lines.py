@@ -28,6 +28,8 @@ SMALL_PRODUCT = 2**18
 """Multiplications up to which OpenBLAS does not call its other threads. Where cores are busy with other programs, to wait for these
 at every product takes up to a hundred times as long as the product itself."""
 _BLOCK_ENTRIES = 2**19
+_KEPT_ENTRIES = 2**22
+"""Of line kernels that are kept from pass to pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +140,16 @@ class PlainLines:
     def __init__(self, axis: AxisCost, u: Array, reg: float) -> None:
         xp = array_namespace(u)
         self._axis, self._u, self._matrix, self._reg, self._xp = axis, u, axis.matrix, reg, xp
-        parts = []
+        self._kept: list[tuple[int, int, Array]] = []
+        parts, keep = [], u.shape[0] * axis.shape[0] * axis.shape[1] <= _KEPT_ENTRIES
         for low, high in _few_lines(u.shape[0], axis):
             exponents = u[low:high, None, :] - self._matrix[None, :, :] / reg
             top = _finite(xp, xp.max(exponents, axis=2, keepdims=True))
-            parts.append(top[:, :, 0] + _log(xp, xp.sum(xp.exp(exponents - top), axis=2)))
+            entries = xp.exp(exponents - top)
+            sums = xp.sum(entries, axis=2)
+            parts.append(top[:, :, 0] + _log(xp, sums))
+            if keep:
+                self._kept.append((low, high, entries / xp.where(sums > 0, sums, xp.ones_like(sums))[:, :, None]))
         self.log_sums = xp.concat(parts).T
 
     def times(self, x: Array) -> Array:
@@ -164,6 +171,9 @@ class PlainLines:
         return self._xp.concat(products).T, self._xp.concat(costs).T
 
     def _entries(self) -> Iterator[tuple[int, int, Array]]:
+        if self._kept:
+            yield from self._kept
+            return
         normal = self._xp.where(self._xp.isfinite(self.log_sums), self.log_sums, self._xp.full_like(self.log_sums, float("inf"))).T
         for low, high in _few_lines(self._u.shape[0], self._axis):
             exponents = self._u[low:high, None, :] - self._matrix[None, :, :] / self._reg
