@@ -49,14 +49,14 @@ class Kept:
         return xp.where(xp.take(ordered, position) == points, xp.take(order, position), xp.full_like(order, count)[:1])
 
     def spread(self, values: Array, fill: float) -> Array:
-        """Values (k,) at all points of the grid, `fill` at those that are left out."""
+        """Values (..., k) at all points of the grid, `fill` at those that are left out."""
         xp = array_namespace(values)
-        rest = xp.full((1,), fill, dtype=values.dtype, device=device(values))
-        return xp.take(xp.concat([values, rest]), self._places)
+        rest = xp.full((*values.shape[:-1], 1), fill, dtype=values.dtype, device=device(values))
+        return xp.take(xp.concat([values, rest], axis=-1), self._places, axis=-1)
 
     def gather(self, values: Array) -> Array:
-        """Values (size,) at the points that are kept."""
-        return array_namespace(values).take(values, self.indices)
+        """Values (..., size) at the points that are kept."""
+        return array_namespace(values).take(values, self.indices, axis=-1)
 
     def restrict(self, indices: Array) -> Kept:
         """Some of these points."""
@@ -206,11 +206,11 @@ class Grid(Geometry):
         return other
 
     def spread_sources(self, values: Array, fill: float) -> Array:
-        """Values (n,) at all points of the grid, `fill` at those that carry no weight."""
+        """Values (..., n) at all points of the grid, `fill` at those that carry no weight."""
         return values if self._sources is None else self._sources.spread(values, fill)
 
     def spread_targets(self, values: Array, fill: float) -> Array:
-        """The same for (m,) values at the targets."""
+        """The same for (..., m) values at the targets."""
         return values if self._targets is None else self._targets.spread(values, fill)
 
     def gather_sources(self, values: Array) -> Array:

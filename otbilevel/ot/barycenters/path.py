@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot.barycenters.anderson import accelerate
+from otbilevel.ot.barycenters.grids import GridStack
 from otbilevel.ot.barycenters.newton import newton
 from otbilevel.ot.barycenters.problem import BarycenterProblem
 from otbilevel.ot.barycenters.rows import RowStack
@@ -54,7 +55,7 @@ def follow_path(problem: BarycenterProblem, schedule: Schedule, start: Point | N
     stack: PlanStack | None = None
     for reg in [problem.reg] if start is not None else _levels(problem, schedule.step):
         point = _guess(solved, reg) if solved else point
-        if isinstance(stack, RowStack):
+        if isinstance(stack, (RowStack, GridStack)):
             stack.lower(reg)
         else:
             stack, previous = _stack(problem, reg), stack
@@ -88,7 +89,7 @@ def _stack(problem: BarycenterProblem, reg: float) -> PlanStack:
     low, high = problem.bounds
     if problem.shared and (high - low) / reg <= WIDEST:
         return SharedStack(problem, reg)
-    return RowStack(problem, reg)
+    return GridStack(problem, reg) if problem.grids else RowStack(problem, reg)
 
 
 def _guess(solved: list[tuple[float, Point]], reg: float) -> Point:

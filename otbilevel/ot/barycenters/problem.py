@@ -74,6 +74,12 @@ class BarycenterProblem:
         return all(geometry is self.geometries[0] for geometry in self.geometries)
 
     @property
+    def grids(self) -> list[Grid]:
+        """The geometries where all of them are grids, else none."""
+        grids = [geometry for geometry in self.geometries if isinstance(geometry, Grid)]
+        return grids if len(grids) == len(self.geometries) else []
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest finite cost of all."""
         bounds = [geometry.bounds for geometry in distinct(self.geometries)]

@@ -5,11 +5,8 @@ from __future__ import annotations
 from otbilevel._core.array import Array
 from otbilevel.ot.barycenters.problem import BarycenterProblem
 from otbilevel.ot.barycenters.stack import PlanStack
-from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.grid import Grid
-from otbilevel.ot.grid_plan import GridPlan
 from otbilevel.ot.problem import Support
-from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
+from otbilevel.ot.row_plan import Laplacian, Work
 from otbilevel.ot.stored_plan import StoredPlan
 from otbilevel.ot.transforms import soft_transform
 
@@ -31,14 +28,9 @@ class RowStack(PlanStack):
         self._geometries = [
             geometry.restrict(support.indices, None) for support, geometry in zip(self._supports, problem.geometries, strict=True)
         ]
-        self._plans = [self._plan(g, a) for g, a in zip(self._geometries, self._a, strict=True)]
-        self._self_plan: RowPlan | None = None
+        self._plans = [StoredPlan.dense(g, a, self._work, single=True) for g, a in zip(self._geometries, self._a, strict=True)]
+        self._self_plan: StoredPlan | None = None
         self._laplacians: list[Laplacian] = []
-
-    def _plan(self, geometry: Geometry, a: Array) -> RowPlan:
-        if isinstance(geometry, Grid):
-            return GridPlan(geometry, a, self._work)
-        return StoredPlan.dense(geometry, a, self._work, single=True)
 
     def lower(self, reg: float) -> None:
         """Take the next `move` at another reg."""
@@ -59,7 +51,7 @@ class RowStack(PlanStack):
     def _soft_maxima(self, h: Array) -> Array:
         if self._self_plan is None:
             geometry = self._problem.geometries[0]
-            self._self_plan = self._plan(geometry, self.xp.ones_like(h))
+            self._self_plan = StoredPlan.dense(geometry, self.xp.ones_like(h), self._work, single=True)
         self._self_plan.sweep(self.reg * h, self.reg)
         return -self._self_plan.row_potentials() / self.reg
 

@@ -51,14 +51,15 @@ solve_laplacian = solve_batch = None
 
 
 class SeparableKernel:
-    """K with row sums 1, as a sequence of line kernels: exp((f_i + g_j - C_ij)/reg) for the best f.
+    """K with row sums 1, as a sequence of line kernels: exp((f_i + g_j - C_ij)/reg) for the best f. Or a stack of such K.
 
     Parameters
     ----------
     cost : Grid
         The points.
-    g : (m,) array
-        Potential of the targets, with their weights in it.
+    g : (m,) or (k, m) array
+        Potential of the targets, with their weights in it; -inf leaves a target out. k of them make a stack, and all vectors
+        have as many rows.
     reg : float
         Regularisation.
     plain : bool
@@ -66,7 +67,7 @@ class SeparableKernel:
 
     Attributes
     ----------
-    log_sums : (n,) array
+    log_sums : (n,) or (k, n) array
         log sum_j exp((g_j - C_ij)/reg), which is -f_i / reg.
     """
 
@@ -78,21 +79,27 @@ class SeparableKernel:
             lines = self._xp.reshape(u, (-1, axis.shape[1]))
             self._stages.append(PlainLines(axis, lines, reg) if plain else line_kernel(axis, lines, reg))
             u = self._xp.reshape(self._stages[-1].log_sums, (-1,))
-        self.log_sums = cost.gather_sources(u)
+        self.log_sums = cost.gather_sources(self._stack_first(u, g))
 
     def times(self, x: Array) -> Array:
         """K x."""
-        x = self._cost.spread_targets(x, 0.0)
+        y = self._cost.spread_targets(x, 0.0)
         for axis, stage in zip(reversed(self._cost.axes), self._stages, strict=True):
-            x = self._xp.reshape(stage.times(self._xp.reshape(x, (-1, axis.shape[1]))), (-1,))
-        return self._cost.gather_sources(x)
+            y = self._xp.reshape(stage.times(self._xp.reshape(y, (-1, axis.shape[1]))), (-1,))
+        return self._cost.gather_sources(self._stack_first(y, x))
 
     def transposed_times(self, y: Array) -> Array:
         """K' y."""
-        y = self._cost.spread_sources(y, 0.0)
+        x = self._cost.spread_sources(y, 0.0)
+        if y.ndim == 2:
+            x = x.T
         for axis, stage in zip(self._cost.axes, reversed(self._stages), strict=True):
-            y = self._xp.reshape(stage.transposed_times(self._xp.reshape(y, (axis.shape[0], -1))), (-1,))
-        return self._cost.gather_targets(y)
+            x = self._xp.reshape(stage.transposed_times(self._xp.reshape(x, (axis.shape[0], -1))), (-1,))
+        return self._cost.gather_targets(x if y.ndim == 1 else self._xp.reshape(x, (y.shape[0], -1)))
+
+    def _stack_first(self, x: Array, like: Array) -> Array:
+        """All axes have come to the front one by one, and with them the stack has gone to the end."""
+        return x if like.ndim == 1 else self._xp.reshape(x, (-1, like.shape[0])).T
 
     def cost_of(self, x: Array) -> Array:
         """sum_j K_ij C_ij x_j; for plain line kernels."""
