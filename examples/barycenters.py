@@ -59,7 +59,8 @@ def draw(images: np.ndarray, reg: float, steps: int, path: Path) -> None:
                 result = barycenter(images, reg=reg, weights=w, debias=debias)
                 worst = max(worst, result.marginal_error)
                 colour = w @ COLOURS
-                shade = (result.barycenter / result.barycenter.max())[..., None]
+                # Sharp edges leave a few pixels of debiased barycentres very dark: the scale is not theirs.
+                shade = np.minimum(result.barycenter / np.quantile(result.barycenter, 0.97), 1.0)[..., None]
                 axes[i, j + (steps + 1) * debias].imshow(1 - shade * (1 - colour))
         kind = "debiased" if debias else "entropic"
         print(f"{steps * steps} {kind} barycentres in {time.perf_counter() - start:.1f} s, largest marginal error {worst:.1e}")
