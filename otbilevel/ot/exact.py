@@ -18,6 +18,8 @@ from otbilevel.ot.explicit_plan import ExplicitPlan
 from otbilevel.ot.plan import c_transform_columns, c_transform_rows, finite
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
+from otbilevel.ot.sparse_cost import is_sparse
+from otbilevel.ot.sparse_plan import SparseVertex
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class ExactOptions:
     Attributes
     ----------
     solver : {"auto", "network-simplex", "highs"}
-        POT's network simplex (needs POT), SciPy's HiGHS, or the first of these that is there.
+        POT's network simplex (needs POT), SciPy's HiGHS, or the first of these that is there; for a `SparseCost` HiGHS, as the
+        former needs the n x m cost.
     """
 
     solver: str = "auto"
@@ -54,26 +57,33 @@ class Vertex(NamedTuple):
 
 
 def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResult:
-    """Solve the linear program. Needs host memory, and forms the n x m cost.
+    """Solve the linear program. Needs host memory, and forms the n x m cost, but for HiGHS on a `SparseCost`.
 
     Raises
     ------
     ImportError
         When ``solver="network-simplex"`` and POT is not installed.
     """
-    pot = _import_pot() if options.solver != "highs" else None
+    sparse_cost = is_sparse(problem.geometry)
+    wanted = options.solver == "network-simplex" or (options.solver == "auto" and not sparse_cost)
+    pot = _import_pot() if wanted else None
     if options.solver == "network-simplex" and pot is None:
         msg = 'solver="network-simplex" needs POT: pip install "otbilevel[pot]"'
         raise ImportError(msg)
-    cost, shift, unit = _normalise(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])), problem)
+    shift, unit = _normalisation(problem)
     a, b = to_numpy(problem.a), to_numpy(problem.b)
-    vertex = _highs(a, b, cost, monitor) if pot is None else _network_simplex(pot, a, b, cost, monitor)
+    if pot is None:
+        i, j, costs = problem.geometry.pairs()
+        vertex = _highs(a, b, i, j, (costs - shift) / unit, monitor)
+    else:
+        cost = to_numpy(problem.geometry.rows(0, len(a)))
+        vertex = _network_simplex(pot, a, b, (cost - shift) / unit, monitor)
     xp, where = problem.xp, device(problem.a)
     f, g = (xp.asarray(v, dtype=xp.float64, device=where) for v in (unit * vertex.f + shift, unit * vertex.g))
     if vertex.status is not Status.SUCCESS:  # duals on the way may be infeasible: make them feasible
         g = finite(xp, c_transform_columns(problem.geometry, f))
         f = c_transform_rows(problem.geometry, g)
-    plan = ExplicitPlan(problem, vertex.coupling, f, g)
+    plan = (SparseVertex if sparse_cost else ExplicitPlan)(problem, vertex.coupling, f, g)
     error, status, message = plan.marginal_error, vertex.status, vertex.message
     if status is Status.SUCCESS and error > problem.tol:
         status, message = Status.NUMERICAL_FAILURE, f"the marginals are off by {error:.2g} > tol = {problem.tol:.2g}"
@@ -99,11 +109,11 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     )
 
 
-def _normalise(cost: np.ndarray, problem: OTProblem) -> tuple[np.ndarray, float, float]:
-    """Costs from 0 to at most 2, as the solvers' tolerances are absolute; and the shift and the unit that were taken out."""
+def _normalisation(problem: OTProblem) -> tuple[float, float]:
+    """A shift and a unit that make costs from 0 to at most 2 of them, as the solvers' tolerances are absolute."""
     low, high = problem.geometry.bounds
     unit = 2.0 ** np.floor(np.log2(high - low)) if high > low else 1.0
-    return (cost - low) / unit, low, float(unit)
+    return low, float(unit)
 
 
 def _import_pot() -> ModuleType | None:
@@ -135,15 +145,15 @@ def _network_simplex(pot: ModuleType, a: np.ndarray, b: np.ndarray, cost: np.nda
     return Vertex(sparse.csr_array(coupling), log["u"], log["v"], 0, status, log["warning"] or "")
 
 
-def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
-    n, m = cost.shape
-    i, j = np.nonzero(np.isfinite(cost))
+def _highs(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, costs: np.ndarray, monitor: Monitor) -> Vertex:
+    """Between the allowed pairs (i, j)."""
+    n, m = len(a), len(b)
     pairs = np.arange(len(i))
     sums = sparse.csr_array(
         (np.ones(2 * len(i)), (np.concatenate([i, n + j]), np.concatenate([pairs, pairs]))), shape=(n + m, len(i))
     )
     solution = optimize.linprog(
-        cost[i, j],
+        costs,
         A_eq=sums,
         b_eq=np.concatenate([a, b * (a.sum() / b.sum())]),
         method="highs",

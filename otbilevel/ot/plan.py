@@ -20,6 +20,7 @@ from otbilevel.ot.huge import SampledCheck, interpolated_product, interpolated_s
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
+from otbilevel.ot.sparse_cost import SparseCost
 
 
 class Plan(ABC):
@@ -208,6 +209,12 @@ class EntropicPlan(Plan):
             excess = float(xp.sum(self.row_sums)) - 1.0
             products = float(xp.sum(f * self.row_sums)) + float(xp.sum(g * self.column_sums))
             return products - self.linear - p.reg * excess, excess
+        entropy, excess = self._direct_entropy(f, g)
+        return p.reg * entropy, excess
+
+    def _direct_entropy(self, f: Array, g: Array) -> tuple[float, float]:
+        """KL(P | a b^T), and sum P - sum a b^T, term by term."""
+        p, xp = self.problem, self.problem.xp
         entropy = excess = 0.0
         for first, last in row_blocks(p.geometry.shape):
             t = (f[first:last, None] + g[None, :] - p.geometry.rows(first, last)) / p.reg
@@ -215,7 +222,7 @@ class EntropicPlan(Plan):
             ab, growth = p.a[first:last, None] * p.b[None, :], xp.expm1(t)
             excess += float(xp.sum(ab * growth))
             entropy += float(xp.sum(ab * (xp.where(growth > -1, t, xp.zeros_like(t)) * (1.0 + growth) - growth)))
-        return p.reg * entropy, excess
+        return entropy, excess
 
     def value(self) -> float:
         mass, reg = self.problem.mass, self.problem.reg
@@ -238,8 +245,9 @@ class EntropicPlan(Plan):
         p = self.problem
         if not p.geometry.has_forbidden_pairs:
             return RankOne.of(p, self.rows, self.row_sums)
-        n = p.geometry.shape[0]
-        return AlongTree.of(p, to_numpy(self._log_rows(0, n)), *(to_numpy(v) for v in self._missing()))
+        log_p = to_numpy(self._log_rows(0, p.geometry.shape[0]))
+        i, j = np.nonzero(log_p > -np.inf)
+        return AlongTree.of(p, i, j, log_p[i, j], *(to_numpy(v) for v in self._missing()))
 
     def _missing(self) -> tuple[Array, Array]:
         rows = self.rows(0, self.problem.geometry.shape[0])
@@ -326,6 +334,8 @@ def extend_potentials(
 
 def _soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
     """-reg log sum_j exp((g_j - C_ij)/reg) for every row; 0 for a row whose pairs are all forbidden."""
+    if isinstance(geometry, SparseCost):
+        return geometry.soft_transform(g, reg)
     xp, parts = geometry.xp, []
     for low, high in row_blocks(geometry.shape):
         exponents = (g[None, :] - geometry.rows(low, high)) / reg
@@ -342,12 +352,16 @@ def finite(xp: ModuleType, f: Array) -> Array:
 
 def c_transform_rows(geometry: Geometry, g: Array) -> Array:
     """min_j C_ij - g_j."""
+    if isinstance(geometry, SparseCost):
+        return geometry.c_transform_rows(g)
     xp = geometry.xp
     return xp.concat([xp.min(geometry.rows(i, k) - g[None, :], axis=1) for i, k in row_blocks(geometry.shape)])
 
 
 def c_transform_columns(geometry: Geometry, f: Array) -> Array:
     """min_i C_ij - f_i."""
+    if isinstance(geometry, SparseCost):
+        return geometry.c_transform_columns(f)
     xp = geometry.xp
     best = xp.full((geometry.shape[1],), float("inf"), dtype=f.dtype, device=device(f))
     for low, high in row_blocks(geometry.shape):

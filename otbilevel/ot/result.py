@@ -15,6 +15,8 @@ from otbilevel._core.result import Result, Status
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
+from otbilevel.ot.sparse_cost import is_sparse
+from otbilevel.ot.sparse_plan import SparsePlan
 
 
 @dataclass(eq=False, repr=False)
@@ -213,7 +215,7 @@ def entropic_result(
     problem: OTProblem, f: Array, g: Array, *, method: str, monitor: Monitor, work: Work, nit_newton: int = 0
 ) -> OTResult:
     """Certify the potentials (g with reg log b in it) and say how the run ended."""
-    plan = EntropicPlan.certify(problem, f, g)
+    plan = (SparsePlan if is_sparse(problem.geometry) else EntropicPlan).certify(problem, f, g)
     work.sweeps += 1
     error = plan.marginal_error
     status = _status(problem, error, monitor)

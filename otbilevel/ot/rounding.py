@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.kernels.generic import row_blocks
@@ -63,33 +63,51 @@ class AlongTree:
     """Q = P plus flows on the edges (i, j) of a spanning forest of the allowed pairs, for costs with forbidden ones.
 
     A plan of rank one would put mass on those. The forest takes the largest entries of P: across every cut it holds the
-    largest one, which can give the most.
+    largest one, which can give the most. `at` says which of the allowed pairs the edges are.
     """
 
     i: np.ndarray
     j: np.ndarray
     flow: np.ndarray
+    at: np.ndarray
     xp: ModuleType
 
     @classmethod
-    def of(cls, problem: OTProblem, log_p: np.ndarray, missing_a: np.ndarray, missing_b: np.ndarray) -> AlongTree | None:
-        """None when an entry would become negative, or when the marginals of a component do not match."""
-        n, m = log_p.shape
-        i, j = np.nonzero(log_p > -np.inf)
-        weights = 1.0 + log_p[i, j].max() - log_p[i, j]
+    def of(
+        cls,
+        problem: OTProblem,
+        i: np.ndarray,
+        j: np.ndarray,
+        log_p: np.ndarray,
+        missing_a: np.ndarray,
+        missing_b: np.ndarray,
+    ) -> AlongTree | None:
+        """From log P_ij for the allowed pairs (i, j), row by row, with sorted columns.
+
+        None when an entry would become negative, or when the marginals of a component do not match.
+        """
+        n, m = problem.geometry.shape
         ends = i.astype(np.int32), (n + j).astype(np.int32)  # SciPy before 1.17 wants 32-bit indices
+        weights = 1.0 + log_p.max() - log_p
         tree = minimum_spanning_tree(sparse.csr_array((weights, ends), shape=(n + m, n + m)))
-        edges, leftover = _settle(tree + tree.T, np.concatenate([missing_a, missing_b]))
-        i, j, flow = edges[:, 0].astype(np.int64), edges[:, 1].astype(np.int64) - n, edges[:, 2]
-        if leftover > 1e-14 or np.any(np.exp(log_p[i, j]) + flow < 0):
+        nodes, flow, leftover = _settle(tree, np.concatenate([missing_a, missing_b]))
+        rows, columns = nodes[:, 0], nodes[:, 1] - n
+        at = np.searchsorted(i.astype(np.int64) * m + j, rows * m + columns)
+        if leftover > 1e-14 or np.any(np.exp(log_p[at]) + flow < 0):
             return None
-        return cls(i, j, flow, problem.xp)
+        return cls(rows, columns, flow, at, problem.xp)
 
     def rows(self, low: int, high: int, p: Array) -> Array:
         q = np.array(to_numpy(p))
         inside = (self.i >= low) & (self.i < high)
-        np.add.at(q, (self.i[inside] - low, self.j[inside]), self.flow[inside])
+        q[self.i[inside] - low, self.j[inside]] += self.flow[inside]
         return self.xp.asarray(q, device=device(p))
+
+    def entries(self, p: np.ndarray) -> np.ndarray:
+        """The entries of Q at the allowed pairs from those of P."""
+        q = p.copy()
+        q[self.at] += self.flow
+        return q
 
 
 @dataclass(frozen=True)
@@ -100,22 +118,27 @@ class Exact:
         return p
 
 
-def _settle(tree: sparse.csr_array, missing: np.ndarray) -> tuple[np.ndarray, float]:
+def _settle(forest: sparse.csr_array, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Give every node of a forest what it misses, leaves first, each from the edge to its parent.
 
-    Returns the edges as rows (source node, target node, flow), and the largest amount that a root still misses.
+    Returns the edges as rows (source node, target node), their flows, and the largest amount that a root still misses.
     """
-    balance, edges, leftover = missing.copy(), [], 0.0
-    unseen = np.ones(len(missing), dtype=bool)
-    while unseen.any():
-        order, parents = breadth_first_order(tree, int(np.argmax(unseen)), directed=False)
-        unseen[order] = False
-        for node in order[:0:-1]:
-            parent = parents[node]
-            edges.append((min(node, parent), max(node, parent), balance[node]))
+    size = len(missing)
+    _, labels = connected_components(forest, directed=False)
+    _, roots = np.unique(labels, return_index=True)
+    edges = forest.tocoo()
+    # One more node, joined to a node of every component, makes the forest a tree: one search instead of one for each component.
+    ends = np.concatenate([edges.row, np.full(len(roots), size)]), np.concatenate([edges.col, roots])
+    tree = sparse.csr_array((np.ones(len(ends[0])), ends), shape=(size + 1, size + 1))
+    order, parents = breadth_first_order(tree, size, directed=False)
+    order, balance = order[:0:-1], [*missing.tolist(), 0.0]
+    for node, parent in zip(order.tolist(), parents[order].tolist(), strict=True):
+        if parent != size:
             balance[parent] -= balance[node]
-        leftover = max(leftover, abs(float(balance[order[0]])))
-    return np.array(edges).reshape(-1, 3), leftover
+    children = order[parents[order] != size]
+    nodes = np.stack([children, parents[children]], axis=1).astype(np.int64)
+    settled = np.array(balance)
+    return np.sort(nodes, axis=1), settled[children], float(np.abs(settled[roots]).max())
 
 
 def relative_entropy(xp: ModuleType, q: Array, log_p: Array) -> Array:
