@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from scipy.sparse.csgraph import breadth_first_order
 
 from otbilevel._core.array import to_numpy
+from otbilevel.ot import kernels
+from otbilevel.ot.kernels.pattern import ActiveSet
 
 if TYPE_CHECKING:
     from otbilevel.ot.problem import OTProblem, Support
 
-UNIT = 2**30
-"""Parts of the mass that flows are counted in: SciPy's are 32-bit integers."""
 ROUNDING = 1e-12
 """Of sums of weights, relative to the mass."""
 LISTED = 5
@@ -25,13 +25,8 @@ def require_feasible(problem: OTProblem) -> None:
     """Refuse forbidden pairs that leave no plan within the tolerance, and name rows that hold more than they can send.
 
     By the theorem of maximum flow and minimum cut, there is no plan just when some rows hold more mass than all columns that they
-    may reach; the marginals of whatever comes closest are then off by at least twice the difference. The flow takes weights rounded
-    down to multiples of 2^-30: a difference of less than that times their number may be overlooked. What is refused
-    is proved by the weights themselves.
-
-    Notes
-    -----
-    About a hundred bytes for each allowed pair.
+    may reach; the marginals of whatever comes closest are then off by at least twice the difference. What is refused is proved by
+    the weights themselves, and not by the flow, which rounds them.
 
     Raises
     ------
@@ -73,33 +68,29 @@ class _Cut(NamedTuple):
 
 
 def _cuts(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[_Cut]:
-    """Those that a maximum flow shows, from the row with most mass left over and from the column that lacks most.
+    """Those that a maximum flow shows, from the point with most mass left over and from the column that lacks most.
 
     They are the points that this one can still shift mass to or from. A cut of rows and one of columns prove the same, but one of
     them may be much smaller.
     """
     n, m = len(a), len(b)
-    supply, demand = (np.floor(weights * UNIT).astype(np.int32) for weights in (a, b))
-    # SciPy before 1.17 wants 32-bit indices.
-    tail = np.concatenate([np.zeros(n), 1 + i, 1 + n + np.arange(m)]).astype(np.int32)
-    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)]).astype(np.int32)
-    capacity = np.concatenate([supply, np.full(len(i), UNIT - 1), demand]).astype(np.int32)
-    graph = sparse.csr_array((capacity, (tail, head)), shape=(n + m + 2, n + m + 2))
-    flow = maximum_flow(graph, 0, n + m + 1).flow
-    left = supply - flow[[0]].toarray()[0, 1 : n + 1]
-    lacking = demand + flow[[n + m + 1]].toarray()[0, n + 1 : n + m + 1]
-    residual = (graph - flow)[1:-1, 1:-1]
-    residual.eliminate_zeros()
+    flow, left, lacking = kernels.select_sparse().transport_flow(ActiveSet.of(i, j, np.empty(0), (n, m)), a, b)
+    used = flow > 0
+    ends = np.concatenate([i, n + j[used]]), np.concatenate([n + j, i[used]])
+    residual = sparse.csr_array((np.ones(len(ends[0]), np.int8), ends), shape=(n + m, n + m))
     cuts = []
     if left.any():
-        found = breadth_first_order(residual, int(np.argmax(left)), return_predecessors=False)
-        rows, columns = np.sort(found[found < n]), np.sort(found[found >= n]) - n
+        rows, columns = _reached(residual, int(np.argmax(left)), n)
         cuts.append(_Cut("row", rows, columns, float(a[rows].sum() - b[columns].sum())))
     if lacking.any():
-        found = breadth_first_order(residual.T.tocsr(), n + int(np.argmax(lacking)), return_predecessors=False)
-        rows, columns = np.sort(found[found < n]), np.sort(found[found >= n]) - n
+        rows, columns = _reached(residual.T.tocsr(), n + int(np.argmax(lacking)), n)
         cuts.append(_Cut("column", columns, rows, float(b[columns].sum() - a[rows].sum())))
     return cuts
+
+
+def _reached(arcs: sparse.csr_array, start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes = np.sort(breadth_first_order(arcs, start, return_predecessors=False))
+    return nodes[nodes < n], nodes[nodes >= n] - n
 
 
 def _original(support: Support, indices: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ and on vectors, in `vector_kernels`,
 `inverse_diagonal`          1 / max(degree - squares, floor degree), and 1 where that is next to nothing
 ==========================  =====================================================================================================
 
-On the stored pairs of a sparse cost there are kernels of the same names in `generic_pairs`, the truth, and `cpu.sparse_cost`.
+On the stored pairs of a sparse cost there are kernels of the same names in `generic_pairs`, the truth, and `cpu.sparse_cost`; and
+`transport_flow`, a maximum flow from rows to columns, which tells whether forbidden pairs leave a plan.
 
 Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.csgraph import maximum_flow
 
 from otbilevel.ot.kernels import vectors as vector_kernels
 from otbilevel.ot.kernels.pattern import ActivePlan, ActiveSet
@@ -119,3 +120,24 @@ def plan_product(
     plan = _matrix(cost, _entries(cost, f, g, reg, a))
     product: np.ndarray = plan @ vectors if axis == 1 else plan.T @ vectors
     return product
+
+
+def transport_flow(pattern: ActiveSet, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As much of the mass as can be moved from rows to columns.
+
+    Returns the flow through each pair, what is left of it in every row and in every column, which may send it no further, and what
+    columns lack. Weights are rounded down to multiples of 2^-30, as SciPy's flows are 32-bit integers.
+    """
+    (n, m), unit = pattern.shape, 2**30
+    supply, demand = (np.floor(weights * unit).astype(np.int32) for weights in (a, b))
+    # SciPy before 1.17 wants 32-bit indices.
+    i, j = _rows(pattern), pattern.indices.astype(np.int64)
+    tail = np.concatenate([np.zeros(n), 1 + i, 1 + n + np.arange(m)]).astype(np.int32)
+    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)]).astype(np.int32)
+    capacity = np.concatenate([supply, np.full(len(i), unit - 1), demand]).astype(np.int32)
+    graph = sparse.csr_array((capacity, (tail, head)), shape=(n + m + 2, n + m + 2))
+    moved = maximum_flow(graph, 0, n + m + 1).flow
+    left = supply - moved[[0]].toarray()[0, 1 : n + 1]
+    lacking = demand + moved[[n + m + 1]].toarray()[0, n + 1 : n + m + 1]
+    flow = np.asarray(moved[1 + i, 1 + n + j]).ravel()
+    return flow / unit, np.concatenate([left, np.zeros(m)]) / unit, lacking / unit

@@ -22,6 +22,13 @@ class ActiveSet(NamedTuple):
         np.cumsum(counts, out=indptr[1:])
         return cls(indptr, np.empty(indptr[-1], np.uint32), np.empty(indptr[-1]), (len(counts), m))
 
+    @classmethod
+    def of(cls, i: np.ndarray, j: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> ActiveSet:
+        """Of pairs (i, j) that are given row by row."""
+        indptr = np.zeros(shape[0] + 1, np.int64)
+        np.cumsum(np.bincount(i, minlength=shape[0]), out=indptr[1:])
+        return cls(indptr, j.astype(np.uint32), values, shape)
+
 
 class ActivePlan(NamedTuple):
     """Entries of K on the pattern of an active set."""

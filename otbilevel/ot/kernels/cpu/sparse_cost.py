@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from otbilevel.ot.kernels.cpu import pairs, sparse, vectors
+from otbilevel.ot.kernels.cpu.flow import transport_flow
 from otbilevel.ot.kernels.cpu.sparse import (
     laplacian_product,
     plan_moments,
@@ -33,6 +34,7 @@ __all__ = [
     "softmax_rows",
     "solve_laplacian",
     "sparse_kernels",
+    "transport_flow",
     "vector_kernels",
 ]
 
