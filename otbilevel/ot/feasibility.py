@@ -74,7 +74,8 @@ def _cuts(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[_C
     them may be much smaller.
     """
     n, m = len(a), len(b)
-    flow, left, lacking = kernels.select_sparse().transport_flow(ActiveSet.of(i, j, np.empty(0), (n, m)), a, b)
+    nothing = np.zeros(len(i))
+    flow, left, lacking = kernels.select_sparse().transport_flow(ActiveSet.of(i, j, nothing, (n, m)), a, b, nothing)
     used = flow > 0
     ends = np.concatenate([i, n + j[used]]), np.concatenate([n + j, i[used]])
     residual = sparse.csr_array((np.ones(len(ends[0]), np.int8), ends), shape=(n + m, n + m))

@@ -19,7 +19,7 @@ from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.huge import SampledCheck, interpolated_product, interpolated_sums, is_huge
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
+from otbilevel.ot.rounding import OnPairs, RankOne, Rounding, relative_entropy
 from otbilevel.ot.sparse_cost import SparseCost
 
 
@@ -247,12 +247,7 @@ class EntropicPlan(Plan):
             return RankOne.of(p, self.rows, self.row_sums)
         log_p = to_numpy(self._log_rows(0, p.geometry.shape[0]))
         i, j = np.nonzero(log_p > -np.inf)
-        return AlongTree.of(p, i, j, log_p[i, j], *(to_numpy(v) for v in self._missing()))
-
-    def _missing(self) -> tuple[Array, Array]:
-        rows = self.rows(0, self.problem.geometry.shape[0])
-        xp = self.problem.xp
-        return self.problem.a - xp.sum(rows, axis=1), self.problem.b - xp.sum(rows, axis=0)
+        return OnPairs.of(p, i, j, log_p[i, j])
 
     def _log_rows(self, low: int, high: int) -> Array:
         p = self.problem

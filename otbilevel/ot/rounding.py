@@ -12,8 +12,13 @@ from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from otbilevel._core.array import Array, device, to_numpy
+from otbilevel.ot import kernels
 from otbilevel.ot.kernels.generic import row_blocks
+from otbilevel.ot.kernels.pattern import ActiveSet
 from otbilevel.ot.problem import OTProblem
+
+LEFTOVER = 1e-14
+"""Mass by which the marginals of a component may differ."""
 
 Rows = Callable[[int, int], Array]
 """Gives the rows [low, high) of a plan of unit mass on the support."""
@@ -59,55 +64,64 @@ class RankOne:
 
 
 @dataclass(frozen=True)
-class AlongTree:
-    """Q = P plus flows on the edges (i, j) of a spanning forest of the allowed pairs, for costs with forbidden ones.
+class OnPairs:
+    """Q by its entries at the allowed pairs, for costs with forbidden ones: a plan of rank one would put mass on those.
 
-    A plan of rank one would put mass on those. The forest takes the largest entries of P: across every cut it holds the
-    largest one, which can give the most. `at` says which of the allowed pairs the edges are.
+    Q is P plus flows along a spanning forest of the allowed pairs. The forest takes the largest entries of P: across every cut it
+    holds the largest one, which can give the most. Where some entry cannot give enough, as far from convergence, rows and columns
+    that hold too much are scaled down, and a flow through the allowed pairs moves what is then missing.
     """
 
-    i: np.ndarray
-    j: np.ndarray
-    flow: np.ndarray
-    at: np.ndarray
+    matrix: sparse.csr_array
     xp: ModuleType
 
     @classmethod
-    def of(
-        cls,
-        problem: OTProblem,
-        i: np.ndarray,
-        j: np.ndarray,
-        log_p: np.ndarray,
-        missing_a: np.ndarray,
-        missing_b: np.ndarray,
-    ) -> AlongTree | None:
-        """From log P_ij for the allowed pairs (i, j), row by row, with sorted columns.
+    def of(cls, problem: OTProblem, i: np.ndarray, j: np.ndarray, log_p: np.ndarray) -> OnPairs | None:
+        """From log P_ij for the allowed pairs (i, j), row by row, with sorted columns; None when no plan is feasible."""
+        a, b = to_numpy(problem.a), to_numpy(problem.b)
+        q = _along_forest(a, b, i, j, log_p)
+        if q is None:
+            q = _by_flow(a, b, i, j, np.exp(log_p))
+        return None if q is None else cls(sparse.csr_array((q, (i, j)), shape=(len(a), len(b))), problem.xp)
 
-        None when an entry would become negative, or when the marginals of a component do not match.
-        """
-        n, m = problem.geometry.shape
-        ends = i.astype(np.int32), (n + j).astype(np.int32)  # SciPy before 1.17 wants 32-bit indices
-        weights = 1.0 + log_p.max() - log_p
-        tree = minimum_spanning_tree(sparse.csr_array((weights, ends), shape=(n + m, n + m)))
-        nodes, flow, leftover = _settle(tree, np.concatenate([missing_a, missing_b]))
-        rows, columns = nodes[:, 0], nodes[:, 1] - n
-        at = np.searchsorted(i.astype(np.int64) * m + j, rows * m + columns)
-        if leftover > 1e-14 or np.any(np.exp(log_p[at]) + flow < 0):
-            return None
-        return cls(rows, columns, flow, at, problem.xp)
+    @classmethod
+    def near(cls, problem: OTProblem, matrix: sparse.csr_array) -> OnPairs | None:
+        """From a plan, most of whose entries are zero."""
+        i, j, _ = problem.geometry.pairs()
+        q = _by_flow(to_numpy(problem.a), to_numpy(problem.b), i, j, np.asarray(matrix[i, j]).ravel())
+        return None if q is None else cls(sparse.csr_array((q, (i, j)), shape=matrix.shape), problem.xp)
 
     def rows(self, low: int, high: int, p: Array) -> Array:
-        q = np.array(to_numpy(p))
-        inside = (self.i >= low) & (self.i < high)
-        q[self.i[inside] - low, self.j[inside]] += self.flow[inside]
-        return self.xp.asarray(q, device=device(p))
+        return self.xp.asarray(self.matrix[low:high].toarray(), device=device(p))
 
-    def entries(self, p: np.ndarray) -> np.ndarray:
-        """The entries of Q at the allowed pairs from those of P."""
-        q = p.copy()
-        q[self.at] += self.flow
-        return q
+
+def _along_forest(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, log_p: np.ndarray) -> np.ndarray | None:
+    """None when an entry would become negative, or when the marginals of a component do not match."""
+    n, m = len(a), len(b)
+    q = np.exp(log_p)
+    missing = np.concatenate([a - np.bincount(i, q, n), b - np.bincount(j, q, m)])
+    ends = i.astype(np.int32), (n + j).astype(np.int32)  # SciPy before 1.17 wants 32-bit indices
+    forest = minimum_spanning_tree(sparse.csr_array((1.0 + log_p.max() - log_p, ends), shape=(n + m, n + m)))
+    edges, flow, leftover = _settle(forest, missing)
+    at = np.searchsorted(i.astype(np.int64) * m + j, edges[:, 0] * m + edges[:, 1] - n)
+    q[at] += flow
+    return None if leftover > LEFTOVER or np.any(q[at] < 0) else q
+
+
+def _by_flow(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, p: np.ndarray) -> np.ndarray | None:
+    """None when some mass cannot be moved."""
+    n, m = len(a), len(b)
+    rows = np.bincount(i, p, n)
+    p = p * np.minimum(1.0, a / np.where(rows > 0, rows, a))[i]
+    columns = np.bincount(j, p, m)
+    p = p * np.minimum(1.0, b / np.where(columns > 0, columns, b))[j]
+    left, lacking = np.clip(a - np.bincount(i, p, n), 0, None), np.clip(b - np.bincount(j, p, m), 0, None)
+    pattern, move = ActiveSet.of(i, j, p, (n, m)), kernels.select_sparse().transport_flow
+    for _ in range(2):  # a second time for what rounding left over
+        p, left, lacking = move(pattern, left[:n], lacking, p)
+        if left.sum() <= LEFTOVER:
+            return p
+    return None
 
 
 @dataclass(frozen=True)

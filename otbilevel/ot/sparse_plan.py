@@ -11,7 +11,7 @@ from scipy import sparse
 from otbilevel.ot.explicit_plan import ExplicitPlan
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.plan import EntropicPlan, Plan, user_csr
-from otbilevel.ot.rounding import AlongTree, relative_entropy
+from otbilevel.ot.rounding import OnPairs, relative_entropy
 
 if TYPE_CHECKING:
     from otbilevel.ot.sparse_cost import SparseCost
@@ -39,26 +39,17 @@ class SparsePlan(EntropicPlan):
         return entropy, float(np.sum(ab * growth)) - missing
 
     @cached_property
-    def rounding(self) -> AlongTree | None:
-        i, j, log_p = self._pairs
-        p = np.exp(log_p)
-        a, b = self.problem.a, self.problem.b
-        return AlongTree.of(self.problem, i, j, log_p, a - np.bincount(i, p, len(a)), b - np.bincount(j, p, len(b)))
+    def rounding(self) -> OnPairs | None:
+        return OnPairs.of(self.problem, *self._pairs)
 
     def gap(self) -> float:
         if self.rounding is None:
             return float("inf")
         p = self.problem
-        log_p = self._pairs[2]
-        q = self.rounding.entries(np.exp(log_p))
-        return p.mass * p.reg * float(np.sum(relative_entropy(np, q, log_p)))
+        return p.mass * p.reg * float(np.sum(relative_entropy(np, self.rounding.matrix.data, self._pairs[2])))
 
     def gap_exact(self) -> float:
-        if self.rounding is None:
-            return float("inf")
-        i, j, log_p = self._pairs
-        q = sparse.csr_array((self.rounding.entries(np.exp(log_p)), (i, j)), shape=self.problem.geometry.shape)
-        return _gap_exact(self, q)
+        return float("inf") if self.rounding is None else _gap_exact(self, self.rounding.matrix)
 
     def csr(self, drop: float) -> sparse.csr_array:
         i, j, log_p = self._pairs
@@ -76,7 +67,9 @@ class SparseVertex(ExplicitPlan):
         return float(sparse.csr_array((costs, (i, j)), shape=self.matrix.shape).multiply(self.matrix).sum())
 
     def gap_exact(self) -> float:
-        return float("inf") if self.rounding is None else _gap_exact(self, self.matrix)
+        if self.rounding is None:
+            return float("inf")
+        return _gap_exact(self, self.rounding.matrix if isinstance(self.rounding, OnPairs) else self.matrix)
 
     def _dropped_means(self, part: Geometry, targets: np.ndarray) -> np.ndarray:
         i, j, costs = part.pairs()

@@ -122,22 +122,28 @@ def plan_product(
     return product
 
 
-def transport_flow(pattern: ActiveSet, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As much of the mass as can be moved from rows to columns.
+def transport_flow(
+    pattern: ActiveSet, supply: np.ndarray, demand: np.ndarray, flow: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Move as much of the supply as can be moved to where demand is, on top of a flow >= 0 that there is already.
 
-    Returns the flow through each pair, what is left of it in every row and in every column, which may send it no further, and what
-    columns lack. Weights are rounded down to multiples of 2^-30, as SciPy's flows are 32-bit integers.
+    Returns the flow through each pair, what is left of the supply, in every row and in every column that it is stuck at, and what
+    columns lack. Amounts are rounded down to multiples of 2^-29 of the whole supply or demand: SciPy's flows are 32-bit integers.
     """
-    (n, m), unit = pattern.shape, 2**30
-    supply, demand = (np.floor(weights * unit).astype(np.int32) for weights in (a, b))
-    # SciPy before 1.17 wants 32-bit indices.
+    (n, m), total = pattern.shape, max(float(supply.sum()), float(demand.sum()))
+    if total == 0.0:
+        return flow, np.zeros(n + m), np.zeros(m)
+    parts = 2**29
+    before, excess, room = (np.floor(np.minimum(x / total, 1.0) * parts).astype(np.int32) for x in (flow, supply, demand))
     i, j = _rows(pattern), pattern.indices.astype(np.int64)
-    tail = np.concatenate([np.zeros(n), 1 + i, 1 + n + np.arange(m)]).astype(np.int32)
-    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)]).astype(np.int32)
-    capacity = np.concatenate([supply, np.full(len(i), unit - 1), demand]).astype(np.int32)
+    # SciPy before 1.17 wants 32-bit indices.
+    tail = np.concatenate([np.zeros(n), 1 + i, 1 + n + j, 1 + n + np.arange(m)]).astype(np.int32)
+    head = np.concatenate([1 + np.arange(n), 1 + n + j, 1 + i, np.full(m, n + m + 1)]).astype(np.int32)
+    capacity = np.concatenate([excess, np.full(len(i), parts), before, room]).astype(np.int32)
     graph = sparse.csr_array((capacity, (tail, head)), shape=(n + m + 2, n + m + 2))
     moved = maximum_flow(graph, 0, n + m + 1).flow
-    left = supply - moved[[0]].toarray()[0, 1 : n + 1]
-    lacking = demand + moved[[n + m + 1]].toarray()[0, n + 1 : n + m + 1]
-    flow = np.asarray(moved[1 + i, 1 + n + j]).ravel()
-    return flow / unit, np.concatenate([left, np.zeros(m)]) / unit, lacking / unit
+    left = excess - moved[[0]].toarray()[0, 1 : n + 1]
+    lacking = room + moved[[n + m + 1]].toarray()[0, n + 1 : n + m + 1]
+    change = np.asarray(moved[1 + i, 1 + n + j]).ravel()
+    unit = total / parts
+    return np.maximum(flow + change * unit, 0.0), np.concatenate([left, np.zeros(m)]) * unit, lacking * unit

@@ -1,9 +1,9 @@
 """A maximum flow from rows to columns through the pairs of a pattern, by pushing and relabelling.
 
 A. V. Goldberg, R. E. Tarjan, A new approach to the maximum-flow problem, Journal of the ACM 35, 1988: first in, first out, with
-labels that are made exact by a search from the sink now and then (B. V. Cherkassky, A. V. Goldberg, Algorithmica 19, 1997). Only its
-first phase, after which what cannot reach the sink shows the minimum cut. Nodes are the n rows, then the m columns; a row may send
-any amount to its columns, a column `room` to the sink, and back to a row what came from there.
+labels that are made exact by a search from the sink now and then (B. V. Cherkassky, A. V. Goldberg, Algorithmica 19, 1997). Only
+its first phase, after which what cannot reach the sink shows the minimum cut. Nodes are the n rows, then the m columns; a row may
+send any amount to its columns, a column `room` to the sink, and back to a row what came from there.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.pattern import ActiveSet
 
-UNIT = 2.0**50
-"""Parts of the mass that flows are counted in: sums of integers are exact."""
+PARTS = 2.0**60
+"""Of the whole, that flows are counted in: sums of integers are exact."""
 SEARCHES = 2
 """Arcs looked at before the next search, in units of those that a search looks at."""
 
@@ -140,14 +140,20 @@ def maximum_flow(indptr, indices, starts, pairs, rows, flow, excess, room):
                     label[node] = best + 1
 
 
-def transport_flow(pattern: ActiveSet, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As in `generic_pairs`, with weights rounded down to multiples of 2^-50."""
-    n, m = pattern.shape
+def transport_flow(
+    pattern: ActiveSet, supply: np.ndarray, demand: np.ndarray, flow: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As in `generic_pairs`, with amounts rounded down to multiples of 2^-60 of the whole supply or demand."""
+    (n, m), total = pattern.shape, max(float(supply.sum()), float(demand.sum()))
+    if total == 0.0:
+        return flow, np.zeros(n + m), np.zeros(m)
     order = np.argsort(pattern.indices, kind="stable")
     starts = np.zeros(m + 1, np.int64)
     np.cumsum(np.bincount(pattern.indices, minlength=m), out=starts[1:])
     rows = np.repeat(np.arange(n), np.diff(pattern.indptr))[order]
-    flow, room = np.zeros(len(order), np.int64), (b * UNIT).astype(np.int64)
-    excess = np.concatenate([(a * UNIT).astype(np.int64), np.zeros(m, np.int64)])
-    maximum_flow(pattern.indptr, pattern.indices, starts, order, rows, flow, excess, room)
-    return flow / UNIT, excess / UNIT, room / UNIT
+    # No more than the whole supply ever flows back. Divisions first: tiny totals must not overflow.
+    before, excess, room = (np.floor(np.minimum(x / total, 1.0) * PARTS).astype(np.int64) for x in (flow, supply, demand))
+    after, excess = before.copy(), np.concatenate([excess, np.zeros(m, np.int64)])
+    maximum_flow(pattern.indptr, pattern.indices, starts, order, rows, after, excess, room)
+    unit = total / PARTS
+    return np.maximum(flow + (after - before) * unit, 0.0), excess * unit, room * unit
