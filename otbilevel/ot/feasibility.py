@@ -70,8 +70,8 @@ class _Cut(NamedTuple):
 def _cuts(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[_Cut]:
     """Those that a maximum flow shows, from the point with most mass left over and from the column that lacks most.
 
-    They are the points that this one can still shift mass to or from. A cut of rows and one of columns prove the same, but one of
-    them may be much smaller.
+    The partners are those of all points that this one can still shift mass to or from; all points that have no others belong to the
+    cut. A cut of rows and one of columns prove the same, but one of them may be much smaller.
     """
     n, m = len(a), len(b)
     nothing = np.zeros(len(i))
@@ -81,17 +81,21 @@ def _cuts(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[_C
     residual = sparse.csr_array((np.ones(len(ends[0]), np.int8), ends), shape=(n + m, n + m))
     cuts = []
     if left.any():
-        rows, columns = _reached(residual, int(np.argmax(left)), n)
-        cuts.append(_Cut("row", rows, columns, float(a[rows].sum() - b[columns].sum())))
+        columns = _reached(residual, int(np.argmax(left)))[n:]
+        rows = np.bincount(i, ~columns[j], n) == 0
+        cuts.append(_Cut("row", np.flatnonzero(rows), np.flatnonzero(columns), float(a[rows].sum() - b[columns].sum())))
     if lacking.any():
-        rows, columns = _reached(residual.T.tocsr(), n + int(np.argmax(lacking)), n)
-        cuts.append(_Cut("column", columns, rows, float(b[columns].sum() - a[rows].sum())))
+        rows = _reached(residual.T.tocsr(), n + int(np.argmax(lacking)))[:n]
+        columns = np.bincount(j, ~rows[i], m) == 0
+        cuts.append(_Cut("column", np.flatnonzero(columns), np.flatnonzero(rows), float(b[columns].sum() - a[rows].sum())))
     return cuts
 
 
-def _reached(arcs: sparse.csr_array, start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    nodes = np.sort(breadth_first_order(arcs, start, return_predecessors=False))
-    return nodes[nodes < n], nodes[nodes >= n] - n
+def _reached(arcs: sparse.csr_array, start: int) -> np.ndarray:
+    """Which nodes are."""
+    mask = np.zeros(arcs.shape[0], bool)
+    mask[breadth_first_order(arcs, start, return_predecessors=False)] = True
+    return mask
 
 
 def _original(support: Support, indices: np.ndarray) -> np.ndarray:
