@@ -38,7 +38,7 @@ def require_feasible(problem: OTProblem) -> None:
     for index, size, name, support in ((i, n, "a", problem.sources), (j, m, "b", problem.targets)):
         blocked = np.bincount(index, minlength=size) == 0
         if blocked.any():
-            original = int(_original(support, np.flatnonzero(blocked)[:1])[0])
+            original = int(_original(support, np.flatnonzero(blocked))[0])
             side = "row" if name == "a" else "column"
             msg = f"C forbids every pair of {side} {original}, but {name}[{original}] is positive: no plan is feasible"
             raise ValueError(msg)
@@ -99,7 +99,8 @@ def _reached(arcs: sparse.csr_array, start: int) -> np.ndarray:
 
 
 def _original(support: Support, indices: np.ndarray) -> np.ndarray:
-    return indices if support.indices is None else to_numpy(support.indices)[indices]
+    """As the user numbers them."""
+    return indices if support.indices is None else np.sort(to_numpy(support.indices)[indices])
 
 
 def _listed(side: str, support: Support, indices: np.ndarray) -> str:

@@ -25,7 +25,7 @@ class Support:
     Attributes
     ----------
     indices, dropped : integer arrays, or None when all weights are positive
-        Where the weight is positive, and where it is zero.
+        Where the weight is positive, in the order in which the problem has these points, and where it is zero.
     """
 
     indices: Array | None
@@ -39,6 +39,14 @@ class Support:
         if bool(xp.all(mask)):
             return cls(None, None)
         return cls(xp.nonzero(mask)[0], xp.nonzero(~mask)[0])
+
+    def reordered(self, order: Array) -> Support:
+        """The same with indices in the order in which `order` has them; problems then come in that order."""
+        if self.dropped is None:
+            return Support(order, order[:0])
+        kept = np.ones(len(order), bool)
+        kept[self.dropped] = False
+        return Support(order[kept[order]], self.dropped)
 
     def restrict(self, values: Array) -> Array:
         """The entries of `values` (size, ...) on the support."""
@@ -146,6 +154,9 @@ def make_problem(a: Any, b: Any, geometry: Geometry, *, reg: float, tol: float |
             weights[name], masses[name] = xp.full((size,), 1.0 / size, dtype=xp.float64, device=geometry.device), None
     mass = _common_mass(masses["a"], masses["b"], 1e-4 if single else 1e-6)
     sources, targets = Support.of(weights["a"]), Support.of(weights["b"])
+    order = geometry.local_order() if isinstance(geometry, SparseCost) else None
+    if order is not None:
+        sources, targets = sources.reordered(order[0]), targets.reordered(order[1])
     restricted = geometry.restrict(sources.indices, targets.indices)
     problem = OTProblem(
         a=sources.restrict(weights["a"]),

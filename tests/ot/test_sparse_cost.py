@@ -228,8 +228,34 @@ def test_certificates_of_an_interrupted_run():
         assert np.abs(q.sum(axis=0) - 1 / 200).sum() + np.abs(q.sum(axis=1) - 1 / 200).sum() < 1e-13
     assert best.dual_value - early.dual_value - 1e-12 <= early.gap < np.inf
     exact = solve_ot(None, None, pairs, method="exact").value
-    spent = early._plan.rounding.matrix.multiply(pairs).sum()
+    i, j, costs = early._plan.problem.geometry.pairs()
+    spent = np.sum(early._plan.rounding.matrix[i, j] * costs)
     assert exact - 1e-12 <= spent <= exact + early.gap_exact + 1e-12
+
+
+@pytest.mark.parametrize("method", [*ENTROPIC, "exact"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_points_may_be_put_in_another_order(monkeypatch, method, shape):
+    """As they are where vectors are long. Nothing of it shows."""
+    monkeypatch.setattr(importlib.import_module("otbilevel.ot.sparse_cost"), "LONG", 1)
+    a, b, C, pairs = problem(shape, 3)
+    reg, highs = ({}, {"solver": "highs"}) if method == "exact" else ({"reg": 0.02}, None)
+    got = solve_ot(a, b, pairs, method=method, tol=1e-11, **reg)
+    want = solve_ot(a, b, C, method=method, tol=1e-11, options=highs, **reg)
+    agree(got, want, a, b, 1e-8)
+    if method != "exact":
+        check_ot_result(got, a, b, C, tol=1e-11)
+        assert solve_ot(a, b, pairs, method=method, init=got, **reg).nsweep <= 3
+
+
+def test_neighbours_are_put_together():
+    cost = SparseCost(neighbours(40_000, 3)[0])
+    rows, columns = cost.local_order()
+    assert sorted(rows) == sorted(columns) == list(range(40_000))
+    i, j, _ = cost.restrict(rows, columns).pairs()
+    before = cost.pairs()
+    assert np.abs(i - j).mean() < 0.1 * np.abs(before[0] - before[1]).mean()
+    assert SparseCost(neighbours(100, 3)[0]).local_order() is None
 
 
 # The geometry
@@ -390,10 +416,11 @@ def test_points_without_pairs_are_named(method):
 
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("kernels", ["", "generic"])
-def test_infeasible_patterns_name_a_cut(monkeypatch, kernels, dense, transpose):
+@pytest.mark.parametrize(("kernels", "long"), [("", 1e9), ("generic", 1e9), ("", 1)])
+def test_infeasible_patterns_name_a_cut(monkeypatch, kernels, long, dense, transpose):
     """Rows 3 and 8 hold 0.4 of the mass and share column 5, which holds 0.3; row 0 weighs nothing."""
     monkeypatch.setenv("OTBILEVEL_KERNELS", kernels)
+    monkeypatch.setattr(importlib.import_module("otbilevel.ot.sparse_cost"), "LONG", long)
     a, b = np.full(10, 0.075), np.full(7, 0.7 / 6)
     a[[0, 3, 8]], b[5] = [0.0, 0.2, 0.2], 0.3
     a[a == 0.075] = 0.6 / 7
