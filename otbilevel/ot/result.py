@@ -46,7 +46,7 @@ class OTResult(Result):
         <P, C> + reg KL(P | a b^T); <P, C>; and the dual objective <a, f> + <b, g> - reg (sum P - sum a b^T).
     gap : float
         With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) - dual_value >= 0: it tends to 0 with
-        convergence. Infinite when no Q is found, which happens to unconverged plans with forbidden pairs.
+        convergence. Infinite when there is no Q: forbidden pairs may leave plans that are feasible up to the tolerance only.
     gap_exact : float
         <Q, C> minus the value of feasible potentials of *unregularised* transport: <Q, C> is within `gap_exact` of
         the exact optimum. It stays of the order of reg log n.
