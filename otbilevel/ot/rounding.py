@@ -18,7 +18,7 @@ from otbilevel.ot.kernels.pattern import ActiveSet
 from otbilevel.ot.problem import OTProblem
 
 LEFTOVER = 1e-14
-"""Mass by which the marginals of a component may differ."""
+"""Mass by which the marginals of a component may differ, and that may be missing in all."""
 
 Rows = Callable[[int, int], Array]
 """Gives the rows [low, high) of a plan of unit mass on the support."""
@@ -115,13 +115,17 @@ def _by_flow(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, p: np.n
     p = p * np.minimum(1.0, a / np.where(rows > 0, rows, a))[i]
     columns = np.bincount(j, p, m)
     p = p * np.minimum(1.0, b / np.where(columns > 0, columns, b))[j]
-    left, lacking = np.clip(a - np.bincount(i, p, n), 0, None), np.clip(b - np.bincount(j, p, m), 0, None)
     pattern, move = ActiveSet.of(i, j, p, (n, m)), kernels.select_sparse().transport_flow
-    for _ in range(2):  # a second time for what rounding left over
-        p, left, lacking = move(pattern, left[:n], lacking, p)
-        if left.sum() <= LEFTOVER:
+    before = np.inf
+    while True:  # flows are rounded to a share of what is missing: the next one moves what the last one could not express
+        left, lacking = np.clip(a - np.bincount(i, p, n), 0, None), np.clip(b - np.bincount(j, p, m), 0, None)
+        missing = max(float(left.sum()), float(lacking.sum()))
+        if missing <= LEFTOVER:
             return p
-    return None
+        if not missing < 0.5 * before:
+            return None
+        before = missing
+        p, _, _ = move(pattern, left, lacking, p)
 
 
 @dataclass(frozen=True)
