@@ -13,7 +13,7 @@ from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.plan import Plan, user_csr
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.rounding import Exact, RankOne, Rounding
+from otbilevel.ot.rounding import Exact, OnPairs, RankOne, Rounding
 from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, finite
 
 
@@ -76,7 +76,7 @@ class ExplicitPlan(Plan):
         if self.marginal_error <= 1e-13:
             return Exact()
         if self.problem.geometry.has_forbidden_pairs:
-            return None
+            return OnPairs.near(self.problem, self.matrix)
         return RankOne.of(self.problem, self.rows, self.row_sums)
 
     def dense(self) -> Array:

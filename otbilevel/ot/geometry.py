@@ -7,7 +7,9 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from otbilevel._core.array import Array, array_namespace, device
+import numpy as np
+
+from otbilevel._core.array import Array, array_namespace, device, to_numpy
 from otbilevel.ot import kernels
 
 
@@ -28,6 +30,12 @@ class Geometry(ABC):
     @abstractmethod
     def rows(self, low: int, high: int) -> Array:
         """The rows [low, high) of the cost in double precision, shape (high - low, m)."""
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and costs of all pairs that are not forbidden, in host memory and double precision. O(n m) memory."""
+        matrix = to_numpy(self.rows(0, self.shape[0]))
+        i, j = np.nonzero(np.isfinite(matrix))
+        return i, j, matrix[i, j]
 
     @abstractmethod
     def restrict(self, sources: Array | None, targets: Array | None) -> Geometry:

@@ -19,7 +19,7 @@ from otbilevel.ot.grid_certificates import RoundedGridPlan
 from otbilevel.ot.huge import SampledCheck, interpolated_product, interpolated_sums, is_huge
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
+from otbilevel.ot.rounding import OnPairs, RankOne, Rounding, relative_entropy
 from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, soft_transform
 
 
@@ -230,6 +230,12 @@ class EntropicPlan(Plan):
             excess = float(xp.sum(self.row_sums)) - 1.0
             products = float(xp.sum(f * self.row_sums)) + float(xp.sum(g * self.column_sums))
             return products - self.linear - p.reg * excess, excess
+        entropy, excess = self._direct_entropy(f, g)
+        return p.reg * entropy, excess
+
+    def _direct_entropy(self, f: Array, g: Array) -> tuple[float, float]:
+        """KL(P | a b^T), and sum P - sum a b^T, term by term."""
+        p, xp = self.problem, self.problem.xp
         entropy = excess = 0.0
         for first, last in row_blocks(p.geometry.shape):
             t = (f[first:last, None] + g[None, :] - p.geometry.rows(first, last)) / p.reg
@@ -237,7 +243,7 @@ class EntropicPlan(Plan):
             ab, growth = p.a[first:last, None] * p.b[None, :], xp.expm1(t)
             excess += float(xp.sum(ab * growth))
             entropy += float(xp.sum(ab * (xp.where(growth > -1, t, xp.zeros_like(t)) * (1.0 + growth) - growth)))
-        return p.reg * entropy, excess
+        return entropy, excess
 
     def value(self) -> float:
         mass, reg = self.problem.mass, self.problem.reg
@@ -279,13 +285,9 @@ class EntropicPlan(Plan):
             return self._rounded.rounding
         if not p.geometry.has_forbidden_pairs:
             return RankOne.of(p, self.rows, self.row_sums)
-        n = p.geometry.shape[0]
-        return AlongTree.of(p, to_numpy(self._log_rows(0, n)), *(to_numpy(v) for v in self._missing()))
-
-    def _missing(self) -> tuple[Array, Array]:
-        rows = self.rows(0, self.problem.geometry.shape[0])
-        xp = self.problem.xp
-        return self.problem.a - xp.sum(rows, axis=1), self.problem.b - xp.sum(rows, axis=0)
+        log_p = to_numpy(self._log_rows(0, p.geometry.shape[0]))
+        i, j = np.nonzero(log_p > -np.inf)
+        return OnPairs.of(p, i, j, log_p[i, j])
 
     def _log_rows(self, low: int, high: int) -> Array:
         p = self.problem

@@ -17,6 +17,8 @@ from otbilevel.ot.gradients import OTGradient, value_gradient
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
+from otbilevel.ot.sparse_cost import is_sparse
+from otbilevel.ot.sparse_plan import SparsePlan
 from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 
 
@@ -48,8 +50,8 @@ class OTResult(Result):
         fixed marginals <a, f> + <b, g> - reg (sum P - sum a b^T).
     gap : float
         With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) (and the penalties) - dual_value >= 0: it tends to 0
-        with convergence. For a `Grid` an upper bound of it. Infinite when no Q is found, which happens to unconverged plans with
-        forbidden pairs.
+        with convergence. For a `Grid` an upper bound of it. Infinite when there is no Q: forbidden pairs may leave plans that are
+        feasible up to the tolerance only.
     gap_exact : float
         <Q, C> (and the penalties) minus the value of feasible potentials of *unregularised* transport: it is within `gap_exact` of
         the exact optimum. It stays of the order of reg log n. Infinite when no Q or no feasible potentials are found.
@@ -278,7 +280,9 @@ class OTResult(Result):
 
 def plan_kind(problem: OTProblem) -> type[EntropicPlan]:
     """What holds the plan of a problem."""
-    return EntropicPlan if problem.marginals is None else UnbalancedPlan
+    if problem.marginals is not None:
+        return UnbalancedPlan
+    return SparsePlan if is_sparse(problem.geometry) else EntropicPlan
 
 
 def entropic_result(

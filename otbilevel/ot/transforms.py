@@ -11,6 +11,7 @@ from otbilevel.ot.grid import Grid
 from otbilevel.ot.kernels import separable
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.sparse_cost import SparseCost
 
 
 def extend_potentials(
@@ -37,6 +38,8 @@ def soft_transform(geometry: Geometry, g: Array, reg: float) -> Array:
     """-reg log sum_j exp((g_j - C_ij)/reg) for every row; 0 for a row whose pairs are all forbidden."""
     if isinstance(geometry, Grid):
         return -reg * separable.SeparableKernel(geometry, g, reg).log_sums
+    if isinstance(geometry, SparseCost):
+        return geometry.soft_transform(g, reg)
     xp, parts = geometry.xp, []
     for low, high in row_blocks(geometry.shape):
         exponents = (g[None, :] - geometry.rows(low, high)) / reg
@@ -55,6 +58,8 @@ def c_transform_rows(geometry: Geometry, g: Array) -> Array:
     """min_j C_ij - g_j."""
     if isinstance(geometry, Grid):
         return separable.c_transform(geometry, g)
+    if isinstance(geometry, SparseCost):
+        return geometry.c_transform_rows(g)
     xp = geometry.xp
     return xp.concat([xp.min(geometry.rows(i, k) - g[None, :], axis=1) for i, k in row_blocks(geometry.shape)])
 
@@ -63,6 +68,8 @@ def c_transform_columns(geometry: Geometry, f: Array) -> Array:
     """min_i C_ij - f_i."""
     if isinstance(geometry, Grid):
         return separable.c_transform(geometry.transpose(), f)
+    if isinstance(geometry, SparseCost):
+        return geometry.c_transform_columns(f)
     xp = geometry.xp
     best = xp.full((geometry.shape[1],), float("inf"), dtype=f.dtype, device=device(f))
     for low, high in row_blocks(geometry.shape):
