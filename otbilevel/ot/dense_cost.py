@@ -35,6 +35,8 @@ class DenseCost(Geometry):
     (0.0, 2.0)
     """
 
+    inputs = ("C",)
+
     def __init__(self, C: Any) -> None:  # noqa: N803 -- the field's name for the cost
         if sparse.issparse(C):
             msg = "C is a sparse matrix, whose pairs that are not stored have no cost: pass it to SparseCost, or to solve_ot"

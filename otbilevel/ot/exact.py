@@ -17,12 +17,10 @@ from otbilevel._core.result import Status
 from otbilevel.ot.constrained_exact import constrained_vertex
 from otbilevel.ot.constrained_plan import ConstrainedVertex
 from otbilevel.ot.explicit_plan import ExplicitPlan
+from otbilevel.ot.geometry import finite
 from otbilevel.ot.linear_program import LARGEST_LIMIT, Program, Vertex, solve_program
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.sparse_cost import is_sparse
-from otbilevel.ot.sparse_plan import SparseVertex
-from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, finite
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     if problem.constraints is not None and options.solver == "network-simplex":
         msg = 'solver="network-simplex" takes no constraints: use solver="highs"'
         raise ValueError(msg)
-    by_pairs = is_sparse(problem.geometry) or problem.constraints is not None
+    by_pairs = problem.geometry.is_sparse or problem.constraints is not None
     wanted = options.solver == "network-simplex" or (options.solver == "auto" and not by_pairs)
     pot = _import_pot() if wanted else None
     if options.solver == "network-simplex" and pot is None:
@@ -78,13 +76,13 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     duals = (unit * vertex.f + shift, unit * vertex.g, unit * vertex.multipliers)
     f, g, multipliers = (xp.asarray(v, dtype=xp.float64, device=where) for v in duals)
     if vertex.status is not Status.SUCCESS:  # duals on the way may be infeasible: make them feasible
-        g = finite(xp, c_transform_columns(problem.geometry, f))
-        f = c_transform_rows(problem.geometry, g)
+        g = finite(problem.geometry.c_transform_columns(f))
+        f = problem.geometry.c_transform_rows(g)
     plan: ExplicitPlan
     if problem.constraints is not None:
         plan = ConstrainedVertex.at(problem, problem.constraints, vertex.coupling, f, g, multipliers)
     else:
-        plan = (SparseVertex if is_sparse(problem.geometry) else ExplicitPlan)(problem, vertex.coupling, f, g)
+        plan = ExplicitPlan(problem, vertex.coupling, f, g)
     status, message = vertex.status, vertex.message
     if status is Status.SUCCESS and plan.residual > problem.tol:
         status, message = Status.NUMERICAL_FAILURE, f"{plan.figures} > tol = {problem.tol:.2g}"

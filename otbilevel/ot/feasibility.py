@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -64,13 +64,15 @@ def require_feasible(problem: OTProblem) -> None:
 
 
 def largest_mass(problem: OTProblem) -> float:
-    """An upper bound, sharp but for rounding, of the mass of plans with marginals at most a and b; in the problem's unit."""
-    total = {"row": float(problem.xp.sum(problem.a)), "column": float(problem.xp.sum(problem.b))}
+    """The largest mass of plans with marginals at most a and b, in the problem's unit: that of a minimum cut."""
     if not problem.geometry.has_forbidden_pairs:
-        return min(total.values())
+        return min(float(problem.xp.sum(weights)) for weights in (problem.a, problem.b))
     a, b = to_numpy(problem.a), to_numpy(problem.b)
     i, j, _ = problem.geometry.pairs()
-    return min([*total.values(), *(total[cut.side] - cut.excess for cut in _cuts(a, b, i, j))])
+    residual, left, _ = _after_flow(a, b, i, j)
+    columns = _reached(residual, np.flatnonzero(left))[len(a) :]
+    rows = np.bincount(i, ~columns[j], len(a)) == 0
+    return float(a[~rows].sum()) + float(b[columns].sum())
 
 
 def _sides_to_meet(problem: OTProblem) -> tuple[str, ...]:
@@ -99,28 +101,37 @@ def _cuts(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> list[_C
     cut. A cut of rows and one of columns prove the same, but one of them may be much smaller.
     """
     n, m = len(a), len(b)
-    nothing = np.zeros(len(i))
-    flow, left, lacking = kernels.select_sparse().transport_flow(ActiveSet.of(i, j, nothing, (n, m)), a, b, nothing)
-    used = flow > 0
-    ends = np.concatenate([i, n + j[used]]), np.concatenate([n + j, i[used]])
-    residual = sparse.csr_array((np.ones(len(ends[0]), np.int8), ends), shape=(n + m, n + m))
+    residual, left, lacking = _after_flow(a, b, i, j)
     cuts = []
     if left.any():
-        columns = _reached(residual, int(np.argmax(left)))[n:]
+        columns = _reached(residual, np.argmax(left))[n:]
         rows = np.bincount(i, ~columns[j], n) == 0
         cuts.append(_Cut("row", np.flatnonzero(rows), np.flatnonzero(columns), float(a[rows].sum() - b[columns].sum())))
     if lacking.any():
-        rows = _reached(residual.T.tocsr(), n + int(np.argmax(lacking)))[:n]
+        rows = _reached(residual.T.tocsr(), n + np.argmax(lacking))[:n]
         columns = np.bincount(j, ~rows[i], m) == 0
         cuts.append(_Cut("column", np.flatnonzero(columns), np.flatnonzero(rows), float(b[columns].sum() - a[rows].sum())))
     return cuts
 
 
-def _reached(arcs: sparse.csr_array, start: int) -> np.ndarray:
-    """Which nodes are."""
-    mask = np.zeros(arcs.shape[0], bool)
-    mask[breadth_first_order(arcs, start, return_predecessors=False)] = True
-    return mask
+def _after_flow(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[sparse.csr_array, np.ndarray, np.ndarray]:
+    """Through which pairs a maximum flow could shift mass either way; and what is left at rows and columns, and columns lack."""
+    n, m = len(a), len(b)
+    nothing = np.zeros(len(i))
+    flow, left, lacking = kernels.select_sparse().transport_flow(ActiveSet.of(i, j, nothing, (n, m)), a, b, nothing)
+    used = flow > 0
+    ends = np.concatenate([i, n + j[used]]), np.concatenate([n + j, i[used]])
+    return sparse.csr_array((np.ones(len(ends[0]), np.int8), ends), shape=(n + m, n + m)), left, lacking
+
+
+def _reached(arcs: sparse.csr_array, starts: Any) -> np.ndarray:
+    """Which nodes are, from any of these."""
+    size, coo, starts = arcs.shape[0], arcs.tocoo(), np.atleast_1d(starts)
+    ends = np.concatenate([coo.row, np.full(len(starts), size)]), np.concatenate([coo.col, starts])
+    joined = sparse.csr_array((np.ones(len(ends[0]), np.int8), ends), shape=(size + 1, size + 1))
+    mask = np.zeros(size + 1, bool)
+    mask[breadth_first_order(joined, size, return_predecessors=False)] = True
+    return mask[:size]
 
 
 def _original(support: Support, indices: np.ndarray) -> np.ndarray:

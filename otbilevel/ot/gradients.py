@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from otbilevel._core.array import Array
-from otbilevel.ot.cost_derivative import CostDerivative, Pair, cost_derivative, inputs
+from otbilevel.ot.cost_derivative import CostDerivative, Pair, cost_derivative
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.point_cloud import PointCloud
@@ -95,7 +95,7 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
 
 def wanted(wrt: Iterable[str] | None, problem: OTProblem) -> set[str]:
     """The names to differentiate in, checked: what the cost is made of depends on the geometry."""
-    known = ("a", "b", *inputs(problem.whole), *(("reg",) if problem.reg > 0 else ()))
+    known = ("a", "b", *problem.whole.inputs, *(("reg",) if problem.reg > 0 else ()))
     if wrt is None:
         return set(known)
     names = [wrt] if isinstance(wrt, str) else list(wrt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,12 @@ class Support:
         xp = array_namespace(values)
         order = xp.argsort(xp.concat([self.indices, self.dropped]))
         return xp.take(xp.concat([values, others]), order, axis=0)
+
+    def complete(self, values: Array, others: Callable[[Array], Array]) -> Array:
+        """As `merge`, with ``others(dropped)`` off the support, which is asked for where there is such a point."""
+        if self.dropped is None:
+            return values
+        return self.merge(values, others(self.dropped) if self.dropped.shape[0] else values[:0])
 
     def expand(self, values: Array) -> Array:
         """As `merge`, with zeros off the support."""
@@ -188,7 +195,7 @@ def make_problem(
         mass = 0.5 * of_a + 0.5 * of_b
         weights = {"a": weights["a"] * (of_a / mass), "b": weights["b"] * (of_b / mass)}
     sources, targets = Support.of(weights["a"]), Support.of(weights["b"])
-    order = geometry.local_order() if isinstance(geometry, SparseCost) else None
+    order = geometry.local_order()
     if order is not None:
         sources, targets = sources.reordered(order[0]), targets.reordered(order[1])
     restricted = geometry.restrict(sources.indices, targets.indices)

@@ -17,8 +17,6 @@ from otbilevel.ot.gradients import OTGradient, value_gradient
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
-from otbilevel.ot.sparse_cost import is_sparse
-from otbilevel.ot.sparse_plan import SparsePlan
 from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 
 
@@ -280,9 +278,7 @@ class OTResult(Result):
 
 def plan_kind(problem: OTProblem) -> type[EntropicPlan]:
     """What holds the plan of a problem."""
-    if problem.marginals is not None:
-        return UnbalancedPlan
-    return SparsePlan if is_sparse(problem.geometry) else EntropicPlan
+    return EntropicPlan if problem.marginals is None else UnbalancedPlan
 
 
 def entropic_result(

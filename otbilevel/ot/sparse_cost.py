@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import ModuleType
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import numpy as np
 from scipy import sparse
@@ -58,6 +58,8 @@ class SparseCost(Geometry):
            [0. , 0.3],
            [0.2, 0. ]])
     """
+
+    inputs = ("C",)
 
     def __init__(self, C: Any) -> None:  # noqa: N803 -- the field's name for the cost
         if not sparse.issparse(C):
@@ -132,11 +134,20 @@ class SparseCost(Geometry):
     def transpose(self) -> SparseCost:
         return self._new(self._matrix.T.tocsr())
 
+    def costs(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Those of stored pairs."""
+        return np.asarray(self._matrix[i, j], np.float64).ravel()
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some pairs are not stored. If all are, this is a cost as any other."""
+        return self.has_forbidden_pairs
+
     def to_dense(self) -> DenseCost:
         return DenseCost(self.rows(0, self.shape[0]).astype(self.dtype))
 
     def local_order(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Rows and columns in an order that brings neighbours together; None where vectors are so short that nothing is gained.
+        """An order that brings neighbours together; None where vectors are so short that nothing is gained.
 
         Products with a plan gather and scatter numbers all over a vector. Once vectors do not fit the cache, products in this
         order take a quarter of the time. E. Cuthill, J. McKee, Reducing the bandwidth of sparse symmetric matrices, ACM 1969.
@@ -150,8 +161,15 @@ class SparseCost(Geometry):
         order = reverse_cuthill_mckee(graph, symmetric_mode=True).astype(np.int64)
         return order[order < n], order[order >= n] - n
 
+    def large_entries(
+        self, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndarray, share: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        i, j, costs = self.pairs()
+        values = np.exp((f[i] + g[j] - costs) / reg)
+        kept = values > share
+        return i[kept], j[kept], a[i[kept]] * values[kept]
+
     def soft_transform(self, g: np.ndarray, reg: float) -> np.ndarray:
-        """-reg log sum_j exp((g_j - C_ij)/reg) over the stored pairs of every row; 0 where there are none."""
         i, j, costs = self.pairs()
         exponents = (g[j] - costs) / reg
         top = np.full(self.shape[0], -np.inf)
@@ -161,23 +179,24 @@ class SparseCost(Geometry):
         return -reg * (top + np.log(np.where(total > 0, total, 1.0)))
 
     def c_transform_rows(self, g: np.ndarray) -> np.ndarray:
-        """min_j C_ij - g_j; infinite for a row without stored pairs."""
         i, j, costs = self.pairs()
         best = np.full(self.shape[0], np.inf)
         np.minimum.at(best, i, costs - g[j])
         return best
 
     def c_transform_columns(self, f: np.ndarray) -> np.ndarray:
-        """min_i C_ij - f_i; infinite for a column without stored pairs."""
         i, j, costs = self.pairs()
         best = np.full(self.shape[1], np.inf)
         np.minimum.at(best, j, costs - f[i])
         return best
 
-
-def is_sparse(geometry: Geometry) -> TypeGuard[SparseCost]:
-    """Whether some pairs are not stored. If all are, a sparse cost is treated as any other."""
-    return isinstance(geometry, SparseCost) and geometry.has_forbidden_pairs
+    def cheapest(self, g: np.ndarray) -> np.ndarray:
+        i, j, costs = self.pairs()
+        order = np.lexsort((j, costs - g[j], i))  # the first of every row is the cheapest, the first of these where some tie
+        rows, first = np.unique(i[order], return_index=True)
+        cheapest = np.zeros(self.shape[0], np.int64)
+        cheapest[rows] = j[order][first]
+        return cheapest
 
 
 def _coordinates(matrix: sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
