@@ -15,6 +15,7 @@ from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.rounding import RankOne
 
 if TYPE_CHECKING:
+    from otbilevel.ot.plan import Plan
     from otbilevel.ot.problem import OTProblem
     from otbilevel.ot.row_plan import RowPlan, Work
     from otbilevel.ot.stored_plan import Room
@@ -145,6 +146,18 @@ class Geometry(ABC):
             columns.append(j)
             values.append(block[i, j])
         return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+
+    def of_plan(self, plan: Plan) -> Any:
+        """A plan in the form of the cost: the derivative of the optimal value in its entries."""
+        return plan.dense()
+
+    def kept(self, rows: Array, low: int) -> Array:  # noqa: ARG002
+        """Of the rows low, low + 1, ... of an (n, m) array, what belongs to entries of the cost."""
+        return rows
+
+    def joined(self, parts: list[Array]) -> Any:
+        """What was kept of all rows in the form of the cost."""
+        return self.xp.concat(parts)
 
     def soft_transform(self, g: Array, reg: float) -> Array:
         """-reg log sum_j exp((g_j - C_ij)/reg) for every row; 0 for a row whose pairs are all forbidden."""

@@ -65,8 +65,8 @@ def solve_ot(
         Limit of all iterations together; each method has its default.
     constraints : PlanConstraint or list of PlanConstraint
         Linear constraints lb <= <D, P> <= ub on the plan, see `otbilevel.ot.PlanConstraint`, `otbilevel.ot.separable` and
-        `otbilevel.ot.martingale`. `multipliers` and `constraint_violation` of the result belong to them. Points are then expanded
-        to a cost matrix.
+        `otbilevel.ot.martingale`. `multipliers` and `constraint_violation` of the result belong to them. A geometry is then
+        expanded to a cost matrix.
     init : OTResult or tuple, optional
         Where to start: a result, of this problem or one like it, or a pair ``(f, g)`` of potentials, (n,) and (m,), in units of the
         cost and with the meaning that they have in a result. Its `reg` may differ from that of this call: "sns" goes on from

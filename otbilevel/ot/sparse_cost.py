@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from scipy import sparse
@@ -15,6 +15,9 @@ from otbilevel.ot import kernels
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry, check_matrix
 from otbilevel.ot.kernels.pattern import ActiveSet
+
+if TYPE_CHECKING:
+    from otbilevel.ot.plan import Plan
 
 LONG = 2**16
 """Rows and columns together from which their order matters: vectors then take half a megabyte."""
@@ -168,6 +171,22 @@ class SparseCost(Geometry):
         values = np.exp((f[i] + g[j] - costs) / reg)
         kept = values > share
         return i[kept], j[kept], a[i[kept]] * values[kept]
+
+    def of_plan(self, plan: Plan) -> sparse.csr_array:
+        i, j, _ = self.pairs()
+        return self._with_values(np.asarray(plan.csr(0.0)[i, j]).ravel())
+
+    def kept(self, rows: np.ndarray, low: int) -> np.ndarray:
+        i, j, _ = _coordinates(self._matrix[low : low + len(rows)])
+        values: np.ndarray = rows[i, j]
+        return values
+
+    def joined(self, parts: list[np.ndarray]) -> sparse.csr_array:
+        return self._with_values(np.concatenate(parts))
+
+    def _with_values(self, values: np.ndarray) -> sparse.csr_array:
+        """Of the same pairs."""
+        return sparse.csr_array((values, self._matrix.indices, self._matrix.indptr), shape=self.shape, copy=True)
 
     def soft_transform(self, g: np.ndarray, reg: float) -> np.ndarray:
         i, j, costs = self.pairs()
