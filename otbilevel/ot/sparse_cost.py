@@ -45,8 +45,9 @@ class SparseCost(Geometry):
 
     Notes
     -----
-    Everything takes O(pairs) time and memory, but for `OTResult.plan`, which is dense, and
-    ``options={"variant": "paper"}``. Pairs take 12 bytes each here, a plan 4 bytes more in "sns" and 8 in "sinkhorn". NumPy only.
+    Everything in `solve_ot`, unbalanced or not, takes O(pairs) time and memory, but for `OTResult.plan`, which is dense,
+    constraints, and ``options={"variant": "paper"}``. Pairs take 12 bytes each here, a plan 4 bytes more in "sns" and 8 in
+    "sinkhorn". NumPy only.
 
     Examples
     --------
