@@ -10,10 +10,13 @@ import warnings
 from typing import Any
 
 import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
 
 import otbilevel
 from benchmarks.race.cells import GROUPS, Cell
 from otbilevel.ot.methods import METHODS
+from otbilevel.ot.problem import make_problem
 from otbilevel.ot.row_plan import Work
 from otbilevel.ot.stored_plan import StoredPlan
 from otbilevel.testing import FAMILIES
@@ -188,6 +191,46 @@ class Backends:
 
     def time_solve(self, backend: str, method: str) -> None:  # noqa: ARG002
         solve(self.arguments, method, self.reg)
+
+
+class SparseCosts:
+    """A cloud in two dimensions with the costs of near neighbours only: the solution, and whether there is one."""
+
+    params = ((2000, 20_000), (1e-3, 1e-4))
+    param_names = ("size", "reg")
+    neighbours = 30
+
+    def setup(self, size: int, reg: float) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.random((size, 2))
+        y = x[rng.permutation(size)] + 0.5 / size**0.5 * rng.standard_normal((size, 2))
+        (there, j), (back, i) = (cKDTree(to).query(at, self.neighbours) for at, to in ((x, y), (y, x)))
+        own = np.repeat(np.arange(size), self.neighbours)
+        pairs, first = np.unique(np.concatenate([own * size + j.ravel(), i.ravel() * size + own]), return_index=True)
+        costs = np.concatenate([there.ravel(), back.ravel()])[first] ** 2
+        self.cost = otbilevel.SparseCost(sparse.csr_array((costs, np.divmod(pairs, size)), shape=(size, size)))
+        self.result = self.solve(reg)
+
+    def solve(self, reg: float) -> otbilevel.OTResult:
+        return otbilevel.solve_ot(None, None, self.cost, reg=reg)
+
+    def time_solve(self, size: int, reg: float) -> None:  # noqa: ARG002
+        self.solve(reg)
+
+    def peakmem_solve(self, size: int, reg: float) -> None:  # noqa: ARG002
+        self.solve(reg)
+
+    def time_feasibility(self, size: int, reg: float) -> None:  # noqa: ARG002
+        make_problem(None, None, self.cost, reg=reg, tol=None)
+
+    def track_marginal_error(self, size: int, reg: float) -> float:  # noqa: ARG002
+        return self.result.marginal_error
+
+    def track_gap(self, size: int, reg: float) -> float:  # noqa: ARG002
+        return self.result.gap
+
+    track_marginal_error.unit = "L1 error"
+    track_gap.unit = "cost"
 
 
 class Kernels:

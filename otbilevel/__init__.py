@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 from otbilevel._core.result import ConvergenceError, ConvergenceWarning, Status
-from otbilevel.ot import DenseCost, Grid, OTBatchResult, OTResult, PointCloud, solve_ot, solve_ot_batch
+from otbilevel.ot import DenseCost, Grid, OTBatchResult, OTResult, PointCloud, SparseCost, solve_ot, solve_ot_batch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "OTBatchResult",
     "OTResult",
     "PointCloud",
+    "SparseCost",
     "Status",
     "solve_ot",
     "solve_ot_batch",

@@ -19,6 +19,7 @@ from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.reg_path import reg_path
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
+from otbilevel.ot.sparse_cost import SparseCost
 
 __all__ = [
     "KL",
@@ -36,6 +37,7 @@ __all__ = [
     "PartialMass",
     "PlanConstraint",
     "PointCloud",
+    "SparseCost",
     "TotalVariation",
     "barycenter",
     "free_support_barycenter",

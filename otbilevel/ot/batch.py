@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, readonly, to_numpy
@@ -18,7 +19,7 @@ from otbilevel.ot.call import RELATIVE_REG, SMALLEST_REG, tolerance
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels import select
-from otbilevel.ot.problem import make_problem
+from otbilevel.ot.problem import make_geometry, make_problem
 
 MAX_ITER = 10_000
 """Default limit of iterations for each problem."""
@@ -81,8 +82,9 @@ def solve_ot_batch(
     ----------
     a, b : (B, n), (B, m) array_like, (n,), (m,) array_like, or None
         Non-negative weights, of equal mass in each problem; one-dimensional ones are shared by all problems, None is uniform.
-    C : (B, n, m) or (n, m) array_like, or geometry
-        Costs, one matrix for each problem or one for all; +inf forbids a pair. The cost matrix of a geometry is formed.
+    C : (B, n, m) or (n, m) array_like, SciPy sparse array or geometry
+        Costs, one matrix for each problem or one for all; +inf forbids a pair. The cost matrix of a geometry is formed, also of a
+        `SparseCost`, which a sparse array becomes.
     reg : float or (B,) array_like, optional
         Regularisation > 0, in units of the cost; by default 1e-3 times the range of the costs, of each problem if C is a stack.
     tol : float, optional
@@ -147,7 +149,8 @@ def solve_ot_batch(
 
 def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N803
     given = {name: as_array(w, name) for name, w in (("a", a), ("b", b)) if w is not None}
-    if isinstance(C, Geometry):
+    if isinstance(C, Geometry) or sparse.issparse(C):
+        C = make_geometry(C)  # noqa: N806
         dense = C.beside(given).to_dense()
         assert isinstance(dense, DenseCost)
         C = dense.matrix  # noqa: N806

@@ -22,8 +22,8 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.constrained_plan import TiltedPlan
 from otbilevel.ot.constrained_run import ConstrainedRun
 from otbilevel.ot.constrained_step import Step, line_search, newton_step
+from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.newton import CLIP, SMOOTHING_PASSES, STALL_WINDOW
-from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.sinkhorn import scale
@@ -133,11 +133,11 @@ def _scale(plan: TiltedPlan, run: ConstrainedRun, enough: Callable[[list[float]]
 
 def _begin(problem: OTProblem, monitor: Monitor, memory: float) -> tuple[ConstrainedRun, TiltedPlan]:
     geometry = problem.geometry
-    if isinstance(geometry, PointCloud):
+    if not isinstance(geometry, DenseCost):
         needed = ARRAYS * 8.0 * geometry.shape[0] * geometry.shape[1]
         if needed > memory:
             msg = (
-                f"with constraints the cost between points is stored, which takes {needed:.3g} bytes with the plan, more than "
+                f"with constraints the costs of all pairs are stored, which takes {needed:.3g} bytes with the plan, more than "
                 f'memory = {memory:.3g}: raise options["memory"], or take fewer points'
             )
             raise ValueError(msg)

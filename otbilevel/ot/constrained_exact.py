@@ -18,12 +18,13 @@ VIOLATED = 1e-9
 """Violation, relative to the scale of a constraint, that counts."""
 
 
-def constrained_vertex(system: ConstraintSystem, a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
-    """Solve by HiGHS. Needs host memory, and K n m numbers where constraints are on the whole plan.
+def constrained_vertex(system: ConstraintSystem, program: Program, monitor: Monitor) -> Vertex:
+    """Solve a program of transport alone under constraints, by HiGHS.
+
+    Needs host memory, and K n m numbers where constraints are on the whole plan.
 
     Where there is no solution the vertex is one that violates the constraints as little as possible, and its message names them.
     """
-    program = Program.of(a, b, cost)
     scales = to_numpy(system.scales)
     rows = sparse.csr_array(_rows(system, program.i, program.j).multiply(1.0 / scales[:, None]))
     bounds = {name: to_numpy(getattr(system, bound)) / scales for name, bound in (("lower", "lb"), ("upper", "ub"))}

@@ -14,8 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from otbilevel._core.array import Array, device
-from otbilevel.ot.dense_cost import DenseCost
-from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.point_cloud import PointCloud
 
 Pair = tuple[Array, Array]
@@ -187,11 +185,6 @@ KINDS: dict[str, type[CostDerivative]] = {
     "cityblock": Cityblock,
     "cosine": Cosine,
 }
-
-
-def inputs(geometry: Geometry) -> tuple[str, ...]:
-    """The names of what the cost is made of: C, or x and y."""
-    return ("x", "y") if isinstance(geometry, PointCloud) else ("C",) if isinstance(geometry, DenseCost) else ()
 
 
 def cost_derivative(cloud: PointCloud) -> CostDerivative:

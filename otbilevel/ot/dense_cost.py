@@ -6,6 +6,8 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+from scipy import sparse
+
 from otbilevel._core.array import Array, array_namespace, as_array, readonly
 from otbilevel.ot.geometry import Geometry, check_matrix, found
 
@@ -33,7 +35,12 @@ class DenseCost(Geometry):
     (0.0, 2.0)
     """
 
+    inputs = ("C",)
+
     def __init__(self, C: Any) -> None:  # noqa: N803 -- the field's name for the cost
+        if sparse.issparse(C):
+            msg = "C is a sparse matrix, whose pairs that are not stored have no cost: pass it to SparseCost, or to solve_ot"
+            raise TypeError(msg)
         matrix = as_array(C, "C")
         check_matrix(matrix, "C")
         self.matrix = matrix

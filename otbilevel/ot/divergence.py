@@ -18,6 +18,7 @@ from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem, Support, make_geometry, make_problem
 from otbilevel.ot.result import OTResult
+from otbilevel.ot.sparse_cost import SparseCost
 from otbilevel.ot.start import Start
 from otbilevel.ot.symmetric import solve_symmetric
 
@@ -151,6 +152,7 @@ def _geometries(x: Any, y: Any, cost: Any) -> tuple[Geometry, Geometry, Geometry
         msg = f"cost must be a name or three costs (C_ab, C_aa, C_bb), got {type(cost).__name__}"
         raise TypeError(msg)
     cross, first, second = (make_geometry(C) for C in cost)
+    first, second = (C.to_dense() if isinstance(C, SparseCost) and not C.is_sparse else C for C in (first, second))
     for geometry, size, name in ((first, cross.shape[0], "C_aa"), (second, cross.shape[1], "C_bb")):
         if geometry.shape != (size, size):
             msg = f"{name} in cost must have shape {(size, size)}, got {geometry.shape}: C_ab has shape {cross.shape}"
@@ -165,12 +167,12 @@ def _require_symmetric(geometry: Geometry, name: str) -> None:
             msg = f"{name} in cost must be between one cloud and itself: PointCloud(x)"
             raise ValueError(msg)
         return
+    if geometry.has_forbidden_pairs:
+        msg = f"{name} in cost forbids pairs, which is not supported of a measure with itself: give all its costs"
+        raise ValueError(msg)
     if not isinstance(geometry, DenseCost):
         return
     matrix, xp = geometry.matrix, geometry.xp
-    if geometry.has_forbidden_pairs:
-        msg = f"{name} in cost holds +inf: forbidden pairs of a measure with itself are not supported"
-        raise ValueError(msg)
     largest = max(abs(bound) for bound in geometry.bounds)
     for low, high in row_blocks(geometry.shape):
         excess = float(xp.max(xp.abs(matrix[low:high, :] - matrix[:, low:high].T)))

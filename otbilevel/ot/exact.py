@@ -17,10 +17,10 @@ from otbilevel._core.result import Status
 from otbilevel.ot.constrained_exact import constrained_vertex
 from otbilevel.ot.constrained_plan import ConstrainedVertex
 from otbilevel.ot.explicit_plan import ExplicitPlan
+from otbilevel.ot.geometry import finite
 from otbilevel.ot.linear_program import LARGEST_LIMIT, Program, Vertex, solve_program
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, finite
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ExactOptions:
     Attributes
     ----------
     solver : {"auto", "network-simplex", "highs"}
-        POT's network simplex (needs POT), SciPy's HiGHS, or the first of these that is there.
+        POT's network simplex (needs POT), SciPy's HiGHS, or the first of these that is there; for a `SparseCost` HiGHS, as the
+        former needs the n x m cost.
     """
 
     solver: str = "auto"
@@ -45,7 +46,7 @@ GAP = 1e-8
 
 
 def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResult:
-    """Solve the linear program. Needs host memory, and forms the n x m cost.
+    """Solve the linear program. Needs host memory, and forms the n x m cost, but for HiGHS on a `SparseCost`.
 
     Raises
     ------
@@ -55,22 +56,28 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     if problem.constraints is not None and options.solver == "network-simplex":
         msg = 'solver="network-simplex" takes no constraints: use solver="highs"'
         raise ValueError(msg)
-    pot = _import_pot() if options.solver != "highs" and problem.constraints is None else None
+    by_pairs = problem.geometry.is_sparse or problem.constraints is not None
+    wanted = options.solver == "network-simplex" or (options.solver == "auto" and not by_pairs)
+    pot = _import_pot() if wanted else None
     if options.solver == "network-simplex" and pot is None:
         msg = 'solver="network-simplex" needs POT: pip install "otbilevel[pot]"'
         raise ImportError(msg)
-    cost, shift, unit = _normalise(to_numpy(problem.geometry.rows(0, problem.geometry.shape[0])), problem)
+    shift, unit = _normalisation(problem)
     a, b = to_numpy(problem.a), to_numpy(problem.b)
-    if problem.constraints is not None:
-        vertex = constrained_vertex(problem.constraints, a, b, cost, monitor)
+    if pot is not None:
+        cost = to_numpy(problem.geometry.rows(0, len(a)))
+        vertex = _network_simplex(pot, a, b, (cost - shift) / unit, monitor)
     else:
-        vertex = _highs(a, b, cost, monitor) if pot is None else _network_simplex(pot, a, b, cost, monitor)
+        i, j, costs = problem.geometry.pairs()
+        program = Program.of(a, b, i, j, (costs - shift) / unit)
+        constraints = problem.constraints
+        vertex = solve_program(program, monitor) if constraints is None else constrained_vertex(constraints, program, monitor)
     xp, where = problem.xp, device(problem.a)
     duals = (unit * vertex.f + shift, unit * vertex.g, unit * vertex.multipliers)
     f, g, multipliers = (xp.asarray(v, dtype=xp.float64, device=where) for v in duals)
     if vertex.status is not Status.SUCCESS:  # duals on the way may be infeasible: make them feasible
-        g = finite(xp, c_transform_columns(problem.geometry, f))
-        f = c_transform_rows(problem.geometry, g)
+        g = finite(problem.geometry.c_transform_columns(f))
+        f = problem.geometry.c_transform_rows(g)
     plan: ExplicitPlan
     if problem.constraints is not None:
         plan = ConstrainedVertex.at(problem, problem.constraints, vertex.coupling, f, g, multipliers)
@@ -101,11 +108,11 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
     )
 
 
-def _normalise(cost: np.ndarray, problem: OTProblem) -> tuple[np.ndarray, float, float]:
-    """Costs from 0 to at most 2, as the solvers' tolerances are absolute; and the shift and the unit that were taken out."""
+def _normalisation(problem: OTProblem) -> tuple[float, float]:
+    """A shift and a unit that make costs from 0 to at most 2 of them, as the solvers' tolerances are absolute."""
     low, high = problem.geometry.bounds
     unit = 2.0 ** np.floor(np.log2(high - low)) if high > low else 1.0
-    return (cost - low) / unit, low, float(unit)
+    return low, float(unit)
 
 
 def _import_pot() -> ModuleType | None:
@@ -147,7 +154,3 @@ def quick_vertex(x: Array, a: Array, y: Array, b: Array) -> tuple[Array, float] 
     if log["result_code"] != 1:
         return None
     return array_namespace(x).asarray(plan, dtype=x.dtype, device=device(x)), float(log["cost"])
-
-
-def _highs(a: np.ndarray, b: np.ndarray, cost: np.ndarray, monitor: Monitor) -> Vertex:
-    return solve_program(Program.of(a, b, cost), monitor)

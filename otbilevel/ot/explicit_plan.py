@@ -9,12 +9,11 @@ import numpy as np
 from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
-from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.kernels.generic import row_blocks
+from otbilevel.ot.geometry import Geometry, finite
 from otbilevel.ot.plan import Plan, user_csr
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.rounding import Exact, RankOne, Rounding
-from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, finite
+from otbilevel.ot.rounding import OnPairs, RankOne, Rounding
+from otbilevel.ot.transforms import extend_potentials
 
 
 @dataclass(eq=False)
@@ -41,22 +40,18 @@ class ExplicitPlan(Plan):
             p,
             self.f - shift,
             self.g + shift,
-            lambda part, g: finite(xp, c_transform_rows(part, g)),
-            lambda part, f: finite(xp, c_transform_columns(part, f)),
+            lambda part, g: finite(part.c_transform_rows(g)),
+            lambda part, f: finite(part.c_transform_columns(f)),
         )
 
     @cached_property
-    def _linear(self) -> float:
+    def _entries(self) -> OnPairs:
+        """The plan by its entries, with their costs."""
         coo = self.matrix.tocoo()
-        total = 0.0
-        for low, high in row_blocks(self.problem.geometry.shape):
-            block = to_numpy(self.problem.geometry.rows(low, high))
-            inside = (coo.row >= low) & (coo.row < high)
-            total += float(np.sum(coo.data[inside] * block[coo.row[inside] - low, coo.col[inside]]))
-        return total
+        return OnPairs(coo.row, coo.col, self.problem.geometry.costs(coo.row, coo.col), coo.data, self.problem)
 
     def value_linear(self) -> float:
-        return self.problem.mass * self._linear
+        return self.problem.mass * float(np.sum(self._entries.entries * self._entries.costs))
 
     def value(self) -> float:
         return self.value_linear()
@@ -74,10 +69,10 @@ class ExplicitPlan(Plan):
     @cached_property
     def rounding(self) -> Rounding | None:
         if self.marginal_error <= 1e-13:
-            return Exact()
+            return self._entries
         if self.problem.geometry.has_forbidden_pairs:
-            return None
-        return RankOne.of(self.problem, self.rows, self.row_sums)
+            return OnPairs.near(self.problem, self.matrix)
+        return RankOne.of(self)
 
     def dense(self) -> Array:
         p = self.problem
@@ -90,9 +85,7 @@ class ExplicitPlan(Plan):
 
     def _dropped_means(self, part: Geometry, targets: Array) -> Array:
         """The cheapest target, where C_ij - g_j is least."""
-        xp = self.problem.xp
-        cheapest = [xp.argmin(part.rows(low, high) - self.g[None, :], axis=1) for low, high in row_blocks(part.shape)]
-        return xp.take(targets, xp.concat(cheapest), axis=0)
+        return self.problem.xp.take(targets, part.cheapest(self.g), axis=0)
 
     def product(self, vectors: Array, axis: int) -> Array:
         matrix = self.matrix if axis == 1 else self.matrix.T

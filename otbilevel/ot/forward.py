@@ -10,7 +10,7 @@ from typing import Any
 
 from otbilevel._core.array import Array
 from otbilevel.ot.gradients import OTGradient, balanced_change
-from otbilevel.ot.plan_blocks import Block, PlanBlocks
+from otbilevel.ot.plan_blocks import Block, PlanBlocks, matrix_rows
 from otbilevel.ot.plan_system import PlanSystem
 from otbilevel.ot.point_cloud import PointCloud
 
@@ -21,7 +21,7 @@ class Direction:
 
     a: Array | None = None
     b: Array | None = None
-    C: Array | None = None
+    C: Any = None
     x: Array | None = None
     y: Array | None = None
     reg: float = 0.0
@@ -50,7 +50,7 @@ class Forward:
         """dC_ij, and 0 where the plan has vanished."""
         given = self._direction
         if given.C is not None:
-            rows = given.C[block.low : block.high, :]
+            rows = matrix_rows(given.C, block)
             return self._xp.where(block.kernel > 0, rows, self._xp.zeros_like(rows))
         if given.x is not None or given.y is not None:
             return self._blocks.derivative.push(block.low, block.high)
@@ -97,9 +97,9 @@ class Forward:
         a, b = p.a[part, None], p.b[None, :]
         return block.kernel * (self._a[part, None] * b + a * self._b[None, :] + a * b * exponent)
 
-    def plan(self) -> Array:
-        """DP."""
-        return self._xp.concat([self.plan_rows(block) for block in self._blocks])
+    def plan(self) -> Any:
+        """DP, in the form of the cost."""
+        return self._blocks.matrix(self.plan_rows)
 
     def value(self) -> float:
         """The change of the optimal value: by the envelope theorem that while P stays."""
@@ -140,15 +140,14 @@ class Forward:
 
     def gradient_change(self, names: set[str]) -> OTGradient:
         """The change of the gradient of the optimal value: its Hessian times the direction."""
-        p, xp, dreg = self._blocks, self._xp, self._direction.reg
+        p, dreg = self._blocks, self._direction.reg
         shift = dreg * (p.mass - 1.0) + p.reg * self._mass
         found: dict[str, Any] = {"a": self.f + shift, "b": self.g + shift}
         gather = _Gather(self, points=bool({"x", "y"} & names), matrix="C" in names, reg="reg" in names)
         found |= gather.run(p)
         if "reg" in found:
             found["reg"] += 2.0 * (p.mass - 1.0) * self._mass
-        dtype = p.problem.dtype
-        fields = {name: value if name == "reg" else xp.astype(value, dtype) for name, value in found.items()}
+        fields = {name: value if name == "reg" else p.in_user_dtype(value) for name, value in found.items()}
         return OTGradient(**{name: value for name, value in fields.items() if name in names})
 
 
@@ -172,7 +171,7 @@ class _Gather:
         for block in p:
             change = self.forward.plan_rows(block)
             if self.matrix:
-                rows.append(change)
+                rows.append(p.geometry.kept(change, block.low))
             if self.reg:
                 entropy += float(xp.sum(change * p.slack(block))) / p.reg
             if self.points:
@@ -183,7 +182,7 @@ class _Gather:
                 gradients.append([base[0], straight[0] + bent[0]])
                 sums = [sums[0] + base[1], sums[1] + straight[1] + bent[1]]
         if self.matrix:
-            found["C"] = xp.concat(rows)
+            found["C"] = p.geometry.joined(rows)
         if self.reg:
             found["reg"] = entropy
         if self.points:

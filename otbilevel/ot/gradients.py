@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otbilevel._core.array import Array
-from otbilevel.ot.cost_derivative import CostDerivative, Pair, cost_derivative, inputs
+from otbilevel.ot.cost_derivative import CostDerivative, Pair, cost_derivative
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.point_cloud import PointCloud
@@ -27,7 +27,7 @@ class OTGradient:
         defined up to (s, -s). The s chosen is the one for which these are the derivatives if weights of unequal masses are
         first scaled to the mean of both.
     C : (n, m) array
-        In the entries of the cost matrix; 0 at a forbidden pair.
+        In the entries of the cost matrix; 0 at a forbidden pair. For a `SparseCost` a sparse array of the pairs that it stores.
     x, y : (n, d), (m, d) arrays
         In the points of a `PointCloud`. Where both clouds are one, add them up.
     reg : float
@@ -38,7 +38,7 @@ class OTGradient:
 
     a: Array | None = None
     b: Array | None = None
-    C: Array | None = None
+    C: Any = None
     x: Array | None = None
     y: Array | None = None
     reg: float | None = None
@@ -84,7 +84,7 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
         a, b = plan.weight_gradients() if isinstance(plan, EntropicPlan) else plan.double_potentials()
         found = replace(found, a=xp.astype(a, dtype), b=xp.astype(b, dtype))
     if "C" in names:
-        found = replace(found, C=plan.dense())
+        found = replace(found, C=problem.whole.of_plan(plan))
     if {"x", "y"} & names:
         x, y = _point_gradient(plan)
         found = replace(found, x=xp.astype(x, dtype), y=xp.astype(y, dtype))
@@ -95,7 +95,7 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
 
 def wanted(wrt: Iterable[str] | None, problem: OTProblem) -> set[str]:
     """The names to differentiate in, checked: what the cost is made of depends on the geometry."""
-    known = ("a", "b", *inputs(problem.whole), *(("reg",) if problem.reg > 0 else ()))
+    known = ("a", "b", *problem.whole.inputs, *(("reg",) if problem.reg > 0 else ()))
     if wrt is None:
         return set(known)
     names = [wrt] if isinstance(wrt, str) else list(wrt)

@@ -8,15 +8,22 @@ import numbers
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry, check_matrix, found
+from otbilevel.ot.grid_plan import GridPlan
+from otbilevel.ot.grid_rounding import GridRankOne
 from otbilevel.ot.kernels import separable
 from otbilevel.ot.kernels.lines import AxisCost
+
+if TYPE_CHECKING:
+    from otbilevel.ot.problem import OTProblem
+    from otbilevel.ot.row_plan import RowPlan, Work
+    from otbilevel.ot.stored_plan import Room
 
 LARGEST_COORDINATE = 1e140
 """Beyond it the square of a difference may overflow."""
@@ -108,6 +115,8 @@ class Grid(Geometry):
     (True, True)
     """
 
+    rank_one = GridRankOne
+
     def __init__(self, x: Any, y: Any = None, *, cost: Any = "sqeuclidean") -> None:
         by_matrices = not isinstance(cost, str)
         sides = {"x": _side(x, "x")}
@@ -162,6 +171,18 @@ class Grid(Geometry):
             points = points // n
         block = xp.reshape(total, (high - low, -1))
         return block if self._targets is None else xp.take(block, self._targets.indices, axis=1)
+
+    def row_plan(self, problem: OTProblem, work: Work, room: Room, *, single: bool, memory: float) -> RowPlan:  # noqa: ARG002
+        return GridPlan(self, problem.a, work, problem.marginals)
+
+    def soft_transform(self, g: Array, reg: float) -> Array:
+        return -reg * separable.SeparableKernel(self, g, reg).log_sums
+
+    def c_transform_rows(self, g: Array) -> Array:
+        return separable.c_transform(self, g)
+
+    def c_transform_columns(self, f: Array) -> Array:
+        return separable.c_transform(self.transpose(), f)
 
     def to_dense(self) -> DenseCost:
         return DenseCost(self.xp.astype(self.rows(0, self.shape[0]), self.dtype))

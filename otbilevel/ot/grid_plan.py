@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from otbilevel._core.array import Array
-from otbilevel.ot.grid import Grid
 from otbilevel.ot.kernels.separable import SeparableKernel
 from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
+
+if TYPE_CHECKING:
+    from otbilevel.ot.grid import Grid
 
 
 class GridPlan(RowPlan):

@@ -38,7 +38,8 @@ def linearize(result: OTResult, *, memory: float = MEMORY) -> Linearization:
     a plan in single precision and refined with one in double precision, to a residual of 1e-13 where rounding allows. They
     are the derivatives at the returned potentials: with a marginal error of e they are off by some e times a second derivative.
     Beside the solve each product takes one to three passes over the plan, in blocks of rows: O(n m d) operations and, between
-    points, O((n + m) d) memory beside the stored plan.
+    points, O((n + m) d) memory beside the stored plan. For a `SparseCost`, whose changes and derivatives are sparse arrays with the
+    pairs that it stores, the solve takes O(pairs), but these passes go over blocks of all n m pairs.
 
     References
     ----------

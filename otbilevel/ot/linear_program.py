@@ -57,12 +57,11 @@ class Program:
     upper: np.ndarray
 
     @classmethod
-    def of(cls, a: np.ndarray, b: np.ndarray, cost: np.ndarray) -> Program:
+    def of(cls, a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, costs: np.ndarray) -> Program:
         """Transport alone."""
-        i, j = np.nonzero(np.isfinite(cost))
         none = np.zeros(0)
         sums = np.concatenate([a, b * (a.sum() / b.sum())])
-        return cls((len(a), len(b)), i, j, cost[i, j], sums, sparse.csr_array((0, len(i))), none, none)
+        return cls((len(a), len(b)), i, j, costs, sums, sparse.csr_array((0, len(i))), none, none)
 
 
 def solve_program(program: Program, monitor: Monitor) -> Vertex:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy import sparse
+
 from otbilevel._core import validate
 from otbilevel._core.array import Array, as_array, common_namespace
 from otbilevel._core.result import ConvergenceWarning
@@ -18,6 +21,7 @@ from otbilevel.ot.plan_system import ACCEPTED, PlanSystem
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.reverse import Cotangents, Reverse
+from otbilevel.ot.sparse_cost import SparseCost
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class OTTangent:
     value, value_linear : float
         Of the optimal value and of <P, C>.
     plan : (n, m) array
-        Of the plan.
+        Of the plan; for a `SparseCost` a sparse array of the pairs that it stores.
     barycentric_map : (n,) or (n, k) array
         Of the barycentric map of the given points.
     """
@@ -40,7 +44,7 @@ class OTTangent:
     g: Array
     value: float
     value_linear: float | None = None
-    plan: Array | None = None
+    plan: Any = None
     barycentric_map: Array | None = None
 
 
@@ -113,7 +117,7 @@ class Linearization:
         given = Cotangents(
             f=self._array(f, "f", (n,)),
             g=self._array(g, "g", (m,)),
-            plan=self._array(plan, "plan", (n, m)),
+            plan=self._matrix(plan, "plan"),
             value_linear=None if value_linear is None else validate.real(value_linear, "value_linear"),
             barycentric_map=cotangent,
             points=cloud,
@@ -164,7 +168,7 @@ class Linearization:
             g=xp.astype(forward.g, dtype),
             value=forward.value(),
             value_linear=forward.value_linear() if validate.boolean(value_linear, "value_linear") else None,
-            plan=xp.astype(forward.plan(), dtype) if validate.boolean(plan, "plan") else None,
+            plan=forward.plan() if validate.boolean(plan, "plan") else None,
             barycentric_map=mapped,
         )
 
@@ -218,7 +222,7 @@ class Linearization:
         return Direction(
             a=self._array(a, "a", (n,)),
             b=self._array(b, "b", (m,)),
-            C=self._array(matrix, "C", (n, m)),
+            C=self._matrix(matrix, "C"),
             x=self._array(x, "x", (n, d)),
             y=self._array(y, "y", (m, d)),
             reg=validate.real(reg, "reg"),
@@ -243,6 +247,16 @@ class Linearization:
         if flat and cloud is not None:
             return cloud[:, None], None if vectors is None else vectors[:, None], flat
         return cloud, vectors, flat
+
+    def _matrix(self, value: Any, name: str) -> Any:
+        """As `_array`, of the shape of the cost; a sparse cost has sparse derivatives, of which only stored pairs count."""
+        shape = self._plan.problem.whole.shape
+        if not (sparse.issparse(value) and isinstance(self._plan.problem.whole, SparseCost)):
+            return self._array(value, name, shape)
+        if value.shape != shape:
+            msg = f"{name} must have shape {shape}, got {value.shape}"
+            raise ValueError(msg)
+        return sparse.csr_array(value, dtype=np.float64)
 
     def _array(self, value: Any, name: str, shape: tuple[int, ...]) -> Array | None:
         """In double precision, of that shape."""

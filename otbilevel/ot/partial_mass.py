@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel._core.result import Status
+from otbilevel.ot.feasibility import largest_mass
 from otbilevel.ot.penalties import AtMost, Penalty
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, shortfall
@@ -89,7 +90,7 @@ def penalties(price: float) -> tuple[Penalty, Penalty]:
 
 
 def check_mass(problem: OTProblem, mass: float) -> None:
-    """Refuse what neither side has."""
+    """Refuse what a side does not have, or cannot send."""
     xp = problem.xp
     for name, weights in (("a", problem.a), ("b", problem.b)):
         has = problem.mass * float(xp.sum(weights))
@@ -99,6 +100,13 @@ def check_mass(problem: OTProblem, mass: float) -> None:
                 "unbalanced=(None, AtMost(0.0)) does for a"
             )
             raise ValueError(msg)
+    most = problem.mass * largest_mass(problem)
+    if mass >= most:
+        msg = (
+            f"PartialMass({mass!r}) must be less than the {most!r} that the forbidden pairs of C leave room for: allow more pairs, "
+            "or ask for less"
+        )
+        raise ValueError(msg)
 
 
 def solve_partial(problem: OTProblem, mass: float, solve: Callable[[OTProblem], OTResult]) -> OTResult:

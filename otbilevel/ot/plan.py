@@ -14,13 +14,11 @@ from scipy import sparse
 
 from otbilevel._core.array import Array, device, to_numpy
 from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.grid import Grid
-from otbilevel.ot.grid_certificates import RoundedGridPlan
 from otbilevel.ot.huge import SampledCheck, interpolated_product, interpolated_sums, is_huge
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.rounding import AlongTree, RankOne, Rounding, relative_entropy
-from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, soft_transform
+from otbilevel.ot.rounding import OnPairs, Rounding
+from otbilevel.ot.transforms import extend_potentials
 
 
 class Plan(ABC):
@@ -127,15 +125,9 @@ class Plan(ABC):
         """
         if self.rounding is None:
             return float("inf")
-        p, xp, total = self.problem, self.problem.xp, 0.0
-        g = c_transform_columns(p.geometry, self.f)
-        f = c_transform_rows(p.geometry, g)
-        for low, high in row_blocks(p.geometry.shape):
-            slack = p.geometry.rows(low, high) - f[low:high, None] - g[None, :]
-            q = self.rounding.rows(low, high, self.rows(low, high))
-            used = q > 0
-            total += float(xp.sum(q * xp.where(used & (slack > 0), slack, xp.zeros_like(slack))))
-        return p.mass * total
+        geometry = self.problem.geometry
+        g = geometry.c_transform_columns(self.f)
+        return self.problem.mass * self.rounding.slack(self, geometry.c_transform_rows(g), g)
 
     def apply(self, vectors: Array, axis: int) -> Array:
         """The plan times vectors, in the user's points, mass and dtype."""
@@ -151,9 +143,7 @@ class Plan(ABC):
         p = self.problem
         targets = p.targets.restrict(y)
         means = self.product(targets, 1) / self.row_sums[:, None]
-        if p.sources.dropped is None:
-            return means
-        return p.sources.merge(means, self._dropped_means(p.whole.restrict(p.sources.dropped, p.targets.indices), targets))
+        return p.sources.complete(means, lambda dropped: self._dropped_means(p.whole.restrict(dropped, p.targets.indices), targets))
 
     @abstractmethod
     def _dropped_means(self, part: Geometry, targets: Array) -> Array:
@@ -206,12 +196,12 @@ class EntropicPlan(Plan):
         return f - scale, g - scale
 
     def _soft_rows(self, part: Geometry, g: Array) -> Array:
-        return soft_transform(part, g + self.problem.reg * self.problem.xp.log(self.problem.b), self.problem.reg)
+        return part.soft_transform(g + self.problem.reg * self.problem.xp.log(self.problem.b), self.problem.reg)
 
     def _soft_columns(self, part: Geometry, f: Array) -> Array:
         p = self.problem
         weighted = p.sources.restrict(f) + p.reg * p.xp.log(p.a)
-        return soft_transform(part.restrict(p.sources.indices, None).transpose(), weighted, p.reg)
+        return part.restrict(p.sources.indices, None).transpose().soft_transform(weighted, p.reg)
 
     def value_linear(self) -> float:
         return self.problem.mass * self.linear
@@ -230,14 +220,21 @@ class EntropicPlan(Plan):
             excess = float(xp.sum(self.row_sums)) - 1.0
             products = float(xp.sum(f * self.row_sums)) + float(xp.sum(g * self.column_sums))
             return products - self.linear - p.reg * excess, excess
+        entropy, excess = self._direct_entropy(f, g)
+        return p.reg * entropy, excess
+
+    def _direct_entropy(self, f: Array, g: Array) -> tuple[float, float]:
+        """KL(P | a b^T), and sum P - sum a b^T, term by term."""
+        p, xp = self.problem, self.problem.xp
+        if p.geometry.has_forbidden_pairs:
+            return _entropy_on_pairs(p, f, g)
         entropy = excess = 0.0
         for first, last in row_blocks(p.geometry.shape):
             t = (f[first:last, None] + g[None, :] - p.geometry.rows(first, last)) / p.reg
-            t = xp.where(xp.isfinite(t), t, xp.full_like(t, -1e300))  # a forbidden pair
             ab, growth = p.a[first:last, None] * p.b[None, :], xp.expm1(t)
             excess += float(xp.sum(ab * growth))
-            entropy += float(xp.sum(ab * (xp.where(growth > -1, t, xp.zeros_like(t)) * (1.0 + growth) - growth)))
-        return p.reg * entropy, excess
+            entropy += float(xp.sum(ab * (t * (1.0 + growth) - growth)))
+        return entropy, excess
 
     def value(self) -> float:
         mass, reg = self.problem.mass, self.problem.reg
@@ -268,47 +265,29 @@ class EntropicPlan(Plan):
         return p.geometry.kernels.plan_rows(p.geometry.kernel_cost, self.f, self.g, p.reg, p.a, low, high)
 
     @cached_property
-    def _rounded(self) -> RoundedGridPlan | None:
-        """The rounded plan between grids, which needs no pass over all pairs; None for other costs."""
-        return RoundedGridPlan(self.problem, self.f, self.g) if isinstance(self.problem.geometry, Grid) else None
-
-    @cached_property
     def rounding(self) -> Rounding | None:
-        p = self.problem
-        if self._rounded is not None:
-            return self._rounded.rounding
-        if not p.geometry.has_forbidden_pairs:
-            return RankOne.of(p, self.rows, self.row_sums)
-        n = p.geometry.shape[0]
-        return AlongTree.of(p, to_numpy(self._log_rows(0, n)), *(to_numpy(v) for v in self._missing()))
+        geometry = self.problem.geometry
+        return OnPairs.of(self) if geometry.has_forbidden_pairs else geometry.rank_one.of(self)
 
-    def _missing(self) -> tuple[Array, Array]:
-        rows = self.rows(0, self.problem.geometry.shape[0])
-        xp = self.problem.xp
-        return self.problem.a - xp.sum(rows, axis=1), self.problem.b - xp.sum(rows, axis=0)
-
-    def _log_rows(self, low: int, high: int) -> Array:
+    def log_rows(self, low: int, high: int) -> Array:
+        """The logarithms of `rows`."""
         p = self.problem
         exponents = (self.f[low:high, None] + self.g[None, :] - p.geometry.rows(low, high)) / p.reg
         return exponents + p.xp.log(p.a[low:high, None])
+
+    def log_entries(self, i: np.ndarray, j: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """log P_ij at pairs (i, j) with these costs, for unit mass, in host memory."""
+        f, g, a = (to_numpy(v) for v in (self.f, self.g, self.problem.a))
+        logs: np.ndarray = (f[i] + g[j] - costs) / self.problem.reg + np.log(a)[i]
+        return logs
 
     def gap(self) -> float:
         """reg KL(Q | P), which is <Q, C> + reg KL(Q | a b^T) - dual value as Q has the exact marginals.
 
         Between grids an upper bound of it.
         """
-        if self._rounded is not None:
-            return self.problem.mass * self._rounded.gap()
-        if self.rounding is None:
-            return float("inf")
-        p, total = self.problem, 0.0
-        for low, high in row_blocks(p.geometry.shape):
-            q = self.rounding.rows(low, high, self.rows(low, high))
-            total += float(p.xp.sum(relative_entropy(p.xp, q, self._log_rows(low, high))))
-        return p.mass * p.reg * total
-
-    def gap_exact(self) -> float:
-        return super().gap_exact() if self._rounded is None else self.problem.mass * self._rounded.gap_exact()
+        p = self.problem
+        return float("inf") if self.rounding is None else p.mass * p.reg * self.rounding.divergence(self)
 
     def dense(self) -> Array:
         p = self.problem
@@ -321,16 +300,7 @@ class EntropicPlan(Plan):
 
     def csr(self, drop: float) -> sparse.csr_array:
         p = self.problem
-        m = p.geometry.shape[1]
-        a = to_numpy(p.a)
-        rows, columns, values = [], [], []
-        for low, high in row_blocks(p.geometry.shape):
-            block = to_numpy(self.rows(low, high))
-            i, j = np.nonzero(block > drop * a[low:high, None] / m)
-            rows.append(i + low)
-            columns.append(j)
-            values.append(block[i, j])
-        return user_csr(p, np.concatenate(rows), np.concatenate(columns), np.concatenate(values))
+        return user_csr(p, *p.geometry.large_entries(self.f, self.g, p.reg, p.a, drop / p.geometry.shape[1]))
 
     def product(self, vectors: Array, axis: int) -> Array:
         p = self.problem
@@ -341,8 +311,19 @@ class EntropicPlan(Plan):
     def _dropped_means(self, part: Geometry, targets: Array) -> Array:
         """By the conditional plan that their potentials define."""
         p = self.problem
-        f = soft_transform(part, self.g, p.reg)
+        f = part.soft_transform(self.g, p.reg)
         return part.kernels.plan_product(part.kernel_cost, f, self.g, p.reg, p.xp.ones_like(f), targets, 1)
+
+
+def _entropy_on_pairs(problem: OTProblem, f: Array, g: Array) -> tuple[float, float]:
+    """Forbidden pairs have t = -inf: each adds a_i b_j to KL(P | a b^T), and takes it from sum P - sum a b^T."""
+    i, j, costs = problem.geometry.pairs()
+    f, g, a, b = (to_numpy(v) for v in (f, g, problem.a, problem.b))
+    t = (f[i] + g[j] - costs) / problem.reg
+    ab, growth = a[i] * b[j], np.expm1(t)
+    forbidden = a * np.clip(1.0 - np.bincount(i, b[j], len(a)), 0.0, None)
+    missing = float(forbidden[np.bincount(i, minlength=len(a)) < len(b)].sum())
+    return float(np.sum(ab * (t * (1.0 + growth) - growth))) + missing, float(np.sum(ab * growth)) - missing
 
 
 def user_csr(problem: OTProblem, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> sparse.csr_array:

@@ -9,13 +9,14 @@ hold at every i and j, those of zero weight included: these potentials are defin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from otbilevel._core.array import Array
 from otbilevel.ot.cost_derivative import CostDerivative, cost_derivative
@@ -26,6 +27,12 @@ from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem
 
 LARGEST = float(np.finfo(np.float64).max)
+
+
+def matrix_rows(matrix: Any, block: Block) -> Array:
+    """The rows of an (n, m) array, perhaps a sparse one, that belong to a block."""
+    rows = matrix[block.low : block.high, :]
+    return rows.toarray() if sparse.issparse(rows) else rows
 
 
 class Block(NamedTuple):
@@ -103,6 +110,15 @@ class PlanBlocks:
             if self.problem.sources.dropped is not None and self.problem.targets.dropped is not None:
                 kernel = self.xp.where(kernel < LARGEST, kernel, self.xp.full_like(kernel, LARGEST))
             yield Block(low, high, kernel)
+
+    def matrix(self, rows: Callable[[Block], Array]) -> Any:
+        """What a function gives for the rows of each block, in the form of the cost and the user's dtype."""
+        return self.in_user_dtype(self.geometry.joined([self.geometry.kept(rows(block), block.low) for block in self]))
+
+    def in_user_dtype(self, values: Any) -> Any:
+        """An array, or a sparse one."""
+        dtype = self.problem.dtype
+        return values.astype(dtype) if sparse.issparse(values) else self.xp.astype(values, dtype)
 
     def slack(self, block: Block) -> Array:
         """f_i + g_j - C_ij, and 0 where the plan has vanished."""

@@ -19,8 +19,6 @@ import numpy as np
 from otbilevel._core.array import Array
 from otbilevel.linalg import cg
 from otbilevel.ot.plan import EntropicPlan
-from otbilevel.ot.point_cloud import PointCloud
-from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.row_plan import RowPlan, Work
 from otbilevel.ot.stored_plan import Room
 
@@ -125,11 +123,8 @@ class PlanSystem:
             self._row_plan.preconditioner = None
 
     def _make_row_plan(self) -> RowPlan:
-        problem, room, work = self.plan.problem, Room(), Work()
-        if isinstance(problem.geometry, PointCloud):
-            plan = point_plan(problem, problem.geometry, work, room, single=True, memory=self.memory)
-        else:
-            plan = room.plan(problem.geometry, problem.a, work, single=True)
+        problem = self.plan.problem
+        plan = problem.geometry.row_plan(problem, Work(), Room(), single=True, memory=self.memory)
         plan.restart(self.plan.f)
         plan.sweep(self.plan.g, problem.reg, single=True)
         return plan

@@ -11,9 +11,13 @@ from otbilevel._core.array import Array, as_array, common_namespace, is_numpy_na
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.distance_range import distance_range
 from otbilevel.ot.geometry import Geometry, check_matrix, first_index, found
+from otbilevel.ot.point_plan import point_plan
 
 if TYPE_CHECKING:
     from otbilevel.ot.cells import PointTree
+    from otbilevel.ot.problem import OTProblem
+    from otbilevel.ot.row_plan import RowPlan, Work
+    from otbilevel.ot.stored_plan import Room
 
 SMALL = 1_000_000
 """Pairs that may as well be looked at one by one."""
@@ -59,6 +63,7 @@ class PointCloud(Geometry):
     ((2, 4), (3.0, 3.0))
     """
 
+    inputs = ("x", "y")
     COSTS = ("sqeuclidean", "euclidean", "cityblock", "cosine")
 
     def __init__(self, x: Any, y: Any = None, *, cost: str = "sqeuclidean") -> None:
@@ -133,6 +138,9 @@ class PointCloud(Geometry):
         from otbilevel.ot.cells import PointTree  # noqa: PLC0415 -- brings in numba, which takes a while
 
         return PointTree(self.x), PointTree(self.y)
+
+    def row_plan(self, problem: OTProblem, work: Work, room: Room, *, single: bool, memory: float) -> RowPlan:
+        return point_plan(problem, self, work, room, single=single, memory=memory)
 
     def _compiled_cost(self) -> Any:
         x, y = (self._unit_x, self._unit_y) if self.cost == "cosine" else (self.x, self.y)

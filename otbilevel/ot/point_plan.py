@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from otbilevel._core import validate
 from otbilevel.ot.lazy_plan import LazyPlan
-from otbilevel.ot.point_cloud import PointCloud
-from otbilevel.ot.problem import OTProblem
-from otbilevel.ot.row_plan import RowPlan, Work
-from otbilevel.ot.stored_plan import Room
+
+if TYPE_CHECKING:
+    from otbilevel.ot.point_cloud import PointCloud
+    from otbilevel.ot.problem import OTProblem
+    from otbilevel.ot.row_plan import RowPlan, Work
+    from otbilevel.ot.stored_plan import Room
 
 MEMORY = float(2**30)
 """Bytes that plans may take if the user does not say."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import maximum_flow
 
-from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
+from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device
 from otbilevel.ot.dense_cost import DenseCost
+from otbilevel.ot.feasibility import require_feasible
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.penalties import Fixed, Penalty
+from otbilevel.ot.sparse_cost import SparseCost
 from otbilevel.ot.start import Start
 from otbilevel.ot.stored_plan import Room
 
@@ -29,7 +31,7 @@ class Support:
     Attributes
     ----------
     indices, dropped : integer arrays, or None when all weights are positive
-        Where the weight is positive, and where it is zero.
+        Where the weight is positive, in the order in which the problem has these points, and where it is zero.
     """
 
     indices: Array | None
@@ -44,6 +46,14 @@ class Support:
             return cls(None, None)
         return cls(xp.nonzero(mask)[0], xp.nonzero(~mask)[0])
 
+    def reordered(self, order: Array) -> Support:
+        """The same with indices in the order in which `order` has them; problems then come in that order."""
+        if self.dropped is None:
+            return Support(order, order[:0])
+        kept = np.ones(len(order), bool)
+        kept[self.dropped] = False
+        return Support(order[kept[order]], self.dropped)
+
     def restrict(self, values: Array) -> Array:
         """The entries of `values` (size, ...) on the support."""
         return values if self.indices is None else array_namespace(values).take(values, self.indices, axis=0)
@@ -55,6 +65,12 @@ class Support:
         xp = array_namespace(values)
         order = xp.argsort(xp.concat([self.indices, self.dropped]))
         return xp.take(xp.concat([values, others]), order, axis=0)
+
+    def complete(self, values: Array, others: Callable[[Array], Array]) -> Array:
+        """As `merge`, with ``others(dropped)`` off the support, which is asked for where there is such a point."""
+        if self.dropped is None:
+            return values
+        return self.merge(values, others(self.dropped) if self.dropped.shape[0] else values[:0])
 
     def expand(self, values: Array) -> Array:
         """As `merge`, with zeros off the support."""
@@ -142,8 +158,10 @@ class OTProblem:
 
 
 def make_geometry(C: Any) -> Geometry:  # noqa: N803
-    """`C` itself if it is a geometry, else a `DenseCost`."""
-    return C if isinstance(C, Geometry) else DenseCost(C)
+    """`C` itself if it is a geometry, else a `SparseCost` or `DenseCost`."""
+    if isinstance(C, Geometry):
+        return C
+    return SparseCost(C) if sparse.issparse(C) else DenseCost(C)
 
 
 def make_problem(
@@ -177,6 +195,9 @@ def make_problem(
         mass = 0.5 * of_a + 0.5 * of_b
         weights = {"a": weights["a"] * (of_a / mass), "b": weights["b"] * (of_b / mass)}
     sources, targets = Support.of(weights["a"]), Support.of(weights["b"])
+    order = geometry.local_order()
+    if order is not None:
+        sources, targets = sources.reordered(order[0]), targets.reordered(order[1])
     restricted = geometry.restrict(sources.indices, targets.indices)
     positive_a, positive_b = sources.restrict(weights["a"]), targets.restrict(weights["b"])
     problem = OTProblem(
@@ -193,7 +214,7 @@ def make_problem(
         marginals=None if fixed else Marginals(*penalties, positive_a, positive_b, positive_b * mass),
     )
     if restricted.has_forbidden_pairs:
-        _require_feasible(problem)
+        require_feasible(problem)
     return problem
 
 
@@ -247,39 +268,3 @@ def _require_room(penalties: tuple[Penalty, Penalty], of_a: float, of_b: float) 
                 f"or give {name} a price, too"
             )
             raise ValueError(msg)
-
-
-def _require_feasible(problem: OTProblem) -> None:
-    """Refuse forbidden pairs that leave no plan: a maximum flow through the allowed pairs must move the whole mass.
-
-    Weights are rounded down to multiples of 2^-30 for the flow; a shortfall that this rounding explains is let through.
-    """
-    matrix = to_numpy(problem.geometry.rows(0, problem.geometry.shape[0]))
-    allowed = np.isfinite(matrix)
-    for axis, name, support in ((1, "a", problem.sources), (0, "b", problem.targets)):
-        blocked = ~allowed.any(axis=axis)
-        if blocked.any():
-            index = int(np.argmax(blocked))
-            original = index if support.indices is None else int(support.indices[index])
-            side = "row" if name == "a" else "column"
-            msg = f"C forbids every pair of {side} {original}, but {name}[{original}] is positive: no plan is feasible"
-            raise ValueError(msg)
-    if problem.marginals is not None:
-        return  # whatever mass the other side holds will do
-    n, m = allowed.shape
-    unit = 2**30
-    supply = np.floor(to_numpy(problem.a) * unit).astype(np.int32)
-    demand = np.floor(to_numpy(problem.b) * unit).astype(np.int32)
-    i, j = np.nonzero(allowed)
-    # SciPy before 1.17 wants 32-bit indices.
-    tail = np.concatenate([np.zeros(n), 1 + i, 1 + n + np.arange(m)]).astype(np.int32)
-    head = np.concatenate([1 + np.arange(n), 1 + n + j, np.full(m, n + m + 1)]).astype(np.int32)
-    capacity = np.concatenate([supply, np.minimum(supply[i], demand[j]), demand])
-    graph = sparse.csr_array((capacity, (tail, head)), shape=(n + m + 2, n + m + 2), dtype=np.int32)
-    moved = maximum_flow(graph, 0, n + m + 1).flow_value
-    if moved < min(int(supply.sum()), int(demand.sum())) - (n + m):
-        msg = (
-            f"the forbidden pairs of C (+inf) leave no feasible plan: at most {moved / unit:.6g} of the mass can be moved. "
-            "Allow more pairs, or replace +inf by a large finite cost"
-        )
-        raise ValueError(msg)

@@ -48,8 +48,8 @@ class OTResult(Result):
         fixed marginals <a, f> + <b, g> - reg (sum P - sum a b^T).
     gap : float
         With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) (and the penalties) - dual_value >= 0: it tends to 0
-        with convergence. For a `Grid` an upper bound of it. Infinite when no Q is found, which happens to unconverged plans with
-        forbidden pairs.
+        with convergence. For a `Grid` an upper bound of it. Infinite when there is no Q: forbidden pairs may leave plans that are
+        feasible up to the tolerance only.
     gap_exact : float
         <Q, C> (and the penalties) minus the value of feasible potentials of *unregularised* transport: it is within `gap_exact` of
         the exact optimum. It stays of the order of reg log n. Infinite when no Q or no feasible potentials are found.

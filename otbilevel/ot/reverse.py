@@ -16,7 +16,7 @@ from typing import Any
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.gradients import OTGradient, balanced_gradient
-from otbilevel.ot.plan_blocks import Block, PlanBlocks
+from otbilevel.ot.plan_blocks import Block, PlanBlocks, matrix_rows
 from otbilevel.ot.plan_system import PlanSystem
 from otbilevel.ot.problem import Support
 
@@ -39,7 +39,7 @@ class Cotangents:
 
     f: Array | None = None
     g: Array | None = None
-    plan: Array | None = None
+    plan: Any = None
     value_linear: float | None = None
     barycentric_map: Array | None = None
     points: Array | None = None
@@ -59,8 +59,7 @@ class Reverse:
         f, g = self._blocks.potentials
         a, b = found["a"] - of_gauge * f, found["b"] + of_gauge * g
         found["a"], found["b"] = balanced_gradient(self._blocks.problem, a, b)
-        xp, dtype = self._xp, self._blocks.problem.dtype
-        fields = {name: value if name == "reg" else xp.astype(value, dtype) for name, value in found.items()}
+        fields = {name: value if name == "reg" else self._blocks.in_user_dtype(value) for name, value in found.items()}
         return OTGradient(**{name: value for name, value in fields.items() if name in names})
 
     def _solve(self) -> tuple[Array, Array, float]:
@@ -103,7 +102,7 @@ class Reverse:
     def _weights(self, block: Block) -> tuple[Any, Any]:
         """Derivatives in P_ij and in the conditional plan b_j A_ij, as far as they are given; each may be 0."""
         given, low, high = self._given, block.low, block.high
-        of_plan: Any = 0.0 if given.plan is None else given.plan[low:high, :]
+        of_plan: Any = 0.0 if given.plan is None else matrix_rows(given.plan, block)
         if given.value_linear is not None:
             of_plan = of_plan + given.value_linear * self._blocks.cost(block)
         if given.barycentric_map is None or given.points is None:
@@ -145,14 +144,14 @@ class Reverse:
                 y = y + others
                 rows.append(own)
             elif "C" in names:
-                rows.append(w)
+                rows.append(p.geometry.kept(w, low))
             if points is not None and given.barycentric_map is not None:
                 points = points + (kernel * p.b[None, :]).T @ given.barycentric_map[part, :]
         found = {"a": xp.concat(a), "b": b, "reg": reg}
         if on_points:
             found["x"], found["y"] = p.derivative.outward((xp.concat(rows), y))
         elif "C" in names:
-            found["C"] = xp.concat(rows)
+            found["C"] = p.geometry.joined(rows)
         return found if points is None else {**found, "points": points}
 
 

@@ -8,10 +8,6 @@ from functools import partial
 
 from otbilevel._core.array import Array
 from otbilevel._core.monitor import Monitor
-from otbilevel.ot.grid import Grid
-from otbilevel.ot.grid_plan import GridPlan
-from otbilevel.ot.point_cloud import PointCloud
-from otbilevel.ot.point_plan import point_plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult, entropic_result, plan_kind
 from otbilevel.ot.row_plan import RowPlan, Work
@@ -39,14 +35,9 @@ class Run:
         return self.monitor.stopped
 
     def make_plan(self, *, single: bool) -> RowPlan:
-        """A plan stored beside a dense cost, in single or double precision; beside points one that keeps within the memory."""
-        problem, geometry = self.problem, self.problem.geometry
-        room = problem.room or Room()
-        if isinstance(geometry, PointCloud):
-            return point_plan(problem, geometry, self.work, room, single=single, memory=self.memory)
-        if isinstance(geometry, Grid):
-            return GridPlan(geometry, problem.a, self.work, problem.marginals)
-        return room.plan(geometry, problem.a, self.work, single=single, marginals=problem.marginals)
+        """The one that suits the cost; in single or double precision where it is stored."""
+        problem = self.problem
+        return problem.geometry.row_plan(problem, self.work, problem.room or Room(), single=single, memory=self.memory)
 
     def first_potential(self) -> Array:
         """Where the user wants to start, or 0: g at the target."""

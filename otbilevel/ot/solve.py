@@ -44,9 +44,9 @@ def solve_ot(
     a, b : (n,), (m,) array_like or None
         Non-negative weights of equal mass; None for uniform ones, of the other side's mass (1 if both are None). A relative
         difference of mass up to 1e-6 (float32: 1e-4) is rescaled.
-    C : (n, m) array_like or geometry
-        Costs, or a `PointCloud`, `Grid` or `DenseCost`. +inf forbids a pair. All arrays come from one library and live on one
-        device, and so does the result.
+    C : (n, m) array_like, SciPy sparse array or geometry
+        Costs, or a `PointCloud`, `Grid`, `SparseCost` or `DenseCost`. +inf forbids a pair, and so does a sparse array that does not
+        store it. All arrays come from one library and live on one device, and so does the result; a sparse cost belongs to NumPy.
     reg : float, optional
         Regularisation > 0, in units of the cost; by default 1e-3 times the range of C (largest minus smallest finite cost).
         Transport without it is ``method="exact"``, which takes none: 0 is refused.
@@ -65,8 +65,8 @@ def solve_ot(
         Limit of all iterations together; each method has its default.
     constraints : PlanConstraint or list of PlanConstraint
         Linear constraints lb <= <D, P> <= ub on the plan, see `otbilevel.ot.PlanConstraint`, `otbilevel.ot.separable` and
-        `otbilevel.ot.martingale`. `multipliers` and `constraint_violation` of the result belong to them. Points are then expanded
-        to a cost matrix.
+        `otbilevel.ot.martingale`. `multipliers` and `constraint_violation` of the result belong to them. A geometry is then
+        expanded to a cost matrix.
     init : OTResult or tuple, optional
         Where to start: a result, of this problem or one like it, or a pair ``(f, g)`` of potentials, (n,) and (m,), in units of the
         cost and with the meaning that they have in a result. Its `reg` may differ from that of this call: "sns" goes on from
@@ -110,7 +110,9 @@ def solve_ot(
     entries. Beyond 5e10 pairs of NumPy points with squared Euclidean cost the marginal error is interpolated and checked on 4096
     rows and columns taken at random, and `message` says so.
     With constraints four n x m arrays in double precision are at work, whatever the cost.
-    Forbidden pairs cost a check of feasibility, which needs about a hundred bytes for each allowed pair.
+    A sparse cost takes O(pairs) in everything but `OTResult.plan`, see `SparseCost`. Forbidden pairs cost a check of feasibility by
+    a maximum flow, which needs some seventy bytes for each allowed pair. If it fails, the message names points that hold more mass
+    than all that they may exchange it with.
 
     References
     ----------

@@ -7,15 +7,12 @@ from functools import cached_property
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.geometry import Geometry
-from otbilevel.ot.grid import Grid
-from otbilevel.ot.grid_certificates import rounded_cost
 from otbilevel.ot.kernels import aprox
-from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.penalties import Fixed, Linear, Penalty
 from otbilevel.ot.plan import EntropicPlan
-from otbilevel.ot.rounding import RankOne, Rounding
-from otbilevel.ot.transforms import c_transform_columns, c_transform_rows, extend_potentials, soft_transform
+from otbilevel.ot.rounding import OnPairs, Rounding
+from otbilevel.ot.transforms import extend_potentials
 
 
 @dataclass(eq=False)
@@ -50,13 +47,13 @@ class UnbalancedPlan(EntropicPlan):
 
     def _soft_rows(self, part: Geometry, g: Array) -> Array:
         p = self.problem
-        soft = soft_transform(part, g + p.reg * p.xp.log(self._marginals.column_weights), p.reg)
+        soft = part.soft_transform(g + p.reg * p.xp.log(self._marginals.column_weights), p.reg)
         return aprox.apply(self._marginals.rows.aprox(p.reg), soft)
 
     def _soft_columns(self, part: Geometry, f: Array) -> Array:
         p = self.problem
         weighted = p.sources.restrict(f) + p.reg * p.xp.log(p.a * p.mass)
-        soft = soft_transform(part.restrict(p.sources.indices, None).transpose(), weighted, p.reg)
+        soft = part.restrict(p.sources.indices, None).transpose().soft_transform(weighted, p.reg)
         return aprox.apply(self._marginals.columns.aprox(p.reg), soft)
 
     @cached_property
@@ -76,8 +73,6 @@ class UnbalancedPlan(EntropicPlan):
         f, g = self.unit_potentials
         return p.mass * (m.rows.dual(f, p.a) + m.columns.dual(g, p.b) - p.reg * self._excess)
 
-    _rounded = None  # that of fixed marginals
-
     def divergence(self) -> float:
         p, xp = self.problem, self.problem.xp
         f, g = self.unit_potentials
@@ -88,14 +83,19 @@ class UnbalancedPlan(EntropicPlan):
         """By the envelope theorem: of the dual of the penalties, and of -reg sum a b (exp(...) - 1), in each weight."""
         p, m, xp = self.problem, self._marginals, self.problem.xp
         f, g = self.double_potentials()
-        shares = self.row_sums / p.a, self.column_sums / p.b  # sum_j b_j exp(...) and sum_i a_i exp(...)
-        if p.sources.dropped is not None:
-            soft = soft_transform(p.whole.restrict(p.sources.dropped, p.targets.indices), self.g, p.reg)
-            shares = p.sources.merge(shares[0], _share(m.rows, soft, p.reg)), shares[1]
-        if p.targets.dropped is not None:
-            part = p.whole.restrict(p.sources.indices, p.targets.dropped).transpose()
-            soft = soft_transform(part, self.f + p.reg * xp.log(p.mass * p.a), p.reg)
-            shares = shares[0], p.targets.merge(shares[1], _share(m.columns, soft, p.reg))
+
+        def dropped_rows(dropped: Array) -> Array:
+            soft = p.whole.restrict(dropped, p.targets.indices).soft_transform(self.g, p.reg)
+            return _share(m.rows, soft, p.reg)
+
+        def dropped_columns(dropped: Array) -> Array:
+            part = p.whole.restrict(p.sources.indices, dropped).transpose()
+            return _share(m.columns, part.soft_transform(self.f + p.reg * xp.log(p.mass * p.a), p.reg), p.reg)
+
+        shares = (  # sum_j b_j exp(...) and sum_i a_i exp(...)
+            p.sources.complete(self.row_sums / p.a, dropped_rows),
+            p.targets.complete(self.column_sums / p.b, dropped_columns),
+        )
         of_a, of_b = p.mass * float(xp.sum(p.a)), p.mass * float(xp.sum(p.b))
         return m.rows.dual_rate(f) + p.reg * (of_b - shares[0]), m.columns.dual_rate(g) + p.reg * (of_a - shares[1])
 
@@ -108,32 +108,27 @@ class UnbalancedPlan(EntropicPlan):
         p, m, xp = self.problem, self._marginals, self.problem.xp
         x = _scaling(m.rows, p.a, self.row_sums)
         y = _scaling(m.columns, p.b, self.product(x[:, None], 0)[:, 0])
-        if m.rows.takes_any or m.columns.takes_any:
-            return RankOne(x, y, xp.zeros_like(p.a), xp.zeros_like(p.b))
-        rows, columns = x * self.product(y[:, None], 1)[:, 0], y * self.product(x[:, None], 0)[:, 0]
-        if isinstance(m.columns, Fixed):  # rows that were full may now hold too much
-            x = x * xp.minimum(xp.ones_like(p.a), p.a / rows)
-            rows, columns = x * self.product(y[:, None], 1)[:, 0], y * self.product(x[:, None], 0)[:, 0]
+        yields = m.rows.takes_any or m.columns.takes_any
+        fill = (not yields and isinstance(m.rows, Fixed), not yields and isinstance(m.columns, Fixed))
+        if p.geometry.has_forbidden_pairs:
+            return OnPairs.scaled(self, x, y, fill)
+        nothing = xp.zeros_like(p.a), xp.zeros_like(p.b)
+        if not any(fill):
+            return p.geometry.rank_one(x, y, *nothing)
+        if fill[1]:  # rows that were full may now hold too much
+            x = x * xp.minimum(xp.ones_like(p.a), p.a / p.geometry.rank_one(x, y, *nothing).marginals(self)[0])
+        rows, columns = p.geometry.rank_one(x, y, *nothing).marginals(self)
         u, v = xp.maximum(p.a - rows, xp.zeros_like(p.a)), xp.maximum(p.b - columns, xp.zeros_like(p.b))
         rooms = float(xp.sum(u)), float(xp.sum(v))
-        needed = rooms[0] if isinstance(m.rows, Fixed) else rooms[1] if isinstance(m.columns, Fixed) else 0.0
+        needed = rooms[0] if fill[0] else rooms[1]
         if not needed <= min(rooms) * (1.0 + 1e-12):
             return None
-        return RankOne(x, y, u * (needed / (rooms[0] * rooms[1]) if needed > 0 else 0.0), v)
+        return p.geometry.rank_one(x, y, u * (needed / (rooms[0] * rooms[1]) if needed > 0 else 0.0), v)
 
-    @cached_property
-    def _rounded_sums(self) -> tuple[Array, Array]:
-        """Marginals of the rounded plan."""
-        q, xp = self.rounding, self.problem.xp
-        assert isinstance(q, RankOne)
-        rows = q.x * self.product(q.y[:, None], 1)[:, 0] + q.u * xp.sum(q.v)
-        columns = q.y * self.product(q.x[:, None], 0)[:, 0] + q.v * xp.sum(q.u)
-        return rows, columns
-
-    def _penalty_gaps(self, f: Array, g: Array) -> float:
+    def _penalty_gaps(self, q: Rounding, f: Array, g: Array) -> float:
         """What Fenchel's inequality leaves of the penalties at the rounded plan: all terms are >= 0."""
         p, m = self.problem, self._marginals
-        rows, columns = self._rounded_sums
+        rows, columns = q.marginals(self)
         return sum(
             penalty.gap(potential, weights, sums)
             for penalty, potential, weights, sums in ((m.rows, f, p.a, rows), (m.columns, g, p.b, columns))
@@ -142,40 +137,21 @@ class UnbalancedPlan(EntropicPlan):
 
     def gap(self) -> float:
         """Objective at the rounded plan Q minus dual value: reg KL(Q | P) and what the penalties leave."""
-        q, p, xp = self.rounding, self.problem, self.problem.xp
-        if q is None:
+        if self.rounding is None:
             return float("inf")
-        penalties = p.mass * self._penalty_gaps(*self.unit_potentials)
-        assert isinstance(q, RankOne)
-        if bool(xp.any(q.u > 0)):
-            return super().gap() + penalties
-        rows, columns = self._rounded_sums  # of diag(x) P diag(y), whose divergence needs no pass
-        divergence = float(xp.sum(rows * _log(q.x))) + float(xp.sum(columns * _log(q.y)))
-        divergence += float(xp.sum(self.row_sums)) - float(xp.sum(rows))
-        return p.mass * p.reg * max(divergence, 0.0) + penalties
+        return super().gap() + self.problem.mass * self._penalty_gaps(self.rounding, *self.unit_potentials)
 
     def gap_exact(self) -> float:
         """Objective without reg KL at the rounded plan, minus its dual at c-transformed potentials; all terms are >= 0."""
         q, p, m, xp = self.rounding, self.problem, self._marginals, self.problem.xp
         if q is None:
             return float("inf")
-        g = aprox.apply(m.columns.aprox(0.0), c_transform_columns(p.geometry, self.f))
-        f = aprox.apply(m.rows.aprox(0.0), c_transform_rows(p.geometry, g))
+        g = aprox.apply(m.columns.aprox(0.0), p.geometry.c_transform_columns(self.f))
+        f = aprox.apply(m.rows.aprox(0.0), p.geometry.c_transform_rows(g))
         for penalty, potential in ((m.rows, f), (m.columns, g)):
             if isinstance(penalty, Linear) and float(xp.min(potential)) <= -penalty.prices[1]:
                 return float("inf")  # clipped upwards: no longer feasible
-        assert isinstance(q, RankOne)
-        if isinstance(p.geometry, Grid):
-            rows, columns = self._rounded_sums
-            spent = rounded_cost(p, self.f, self.g, q) - float(xp.sum(rows * f)) - float(xp.sum(columns * g))
-            return p.mass * (max(spent, 0.0) + self._penalty_gaps(f, g))
-        total = 0.0
-        for low, high in row_blocks(p.geometry.shape):
-            slack = p.geometry.rows(low, high) - f[low:high, None] - g[None, :]
-            part = q.rows(low, high, self.rows(low, high))
-            used = (part > 0) & (slack > 0)
-            total += float(xp.sum(xp.where(used, part * xp.where(used, slack, xp.zeros_like(slack)), xp.zeros_like(part))))
-        return p.mass * (total + self._penalty_gaps(f, g))
+        return p.mass * (q.slack(self, f, g) + self._penalty_gaps(q, f, g))
 
 
 def _scaling(penalty: Penalty, w: Array, r: Array) -> Array:
@@ -190,7 +166,3 @@ def _scaling(penalty: Penalty, w: Array, r: Array) -> Array:
 def _share(penalty: Penalty, soft: Array, reg: float) -> Array:
     """What a point with this soft minimum would hold of its weight, were it not 0."""
     return array_namespace(soft).exp((aprox.apply(penalty.aprox(reg), soft) - soft) / reg)
-
-
-def _log(x: Array) -> Array:
-    return array_namespace(x).log(x)

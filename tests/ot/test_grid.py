@@ -8,7 +8,6 @@ import pytest
 
 from otbilevel import ConvergenceWarning, DenseCost, Grid, PointCloud, Status, solve_ot
 from otbilevel.ot import reg_path
-from otbilevel.ot.grid_certificates import RoundedGridPlan
 from otbilevel.ot.kernels.separable import SeparableKernel
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import make_problem
@@ -201,7 +200,7 @@ def test_gap_of_exact_marginals_is_zero():
     grid = Grid((2, 2))
     problem = make_problem(None, None, grid, reg=1.0, tol=1e-9)
     f = -np.log(np.exp(-grid.to_dense().matrix).sum(1))
-    assert RoundedGridPlan(problem, f, np.zeros(4)).gap() < 1e-15
+    assert EntropicPlan.certify(problem, f, np.zeros(4)).gap() < 1e-15
 
 
 def test_warm_start_and_path():

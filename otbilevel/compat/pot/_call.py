@@ -67,7 +67,7 @@ class Histograms:
     def of(cls, a: Any, b: Any, M: Any) -> Histograms:
         """Read weights and a cost matrix. Lists follow the library of the arrays among the arguments."""
         if hasattr(M, "tocoo") or "sparse" in str(getattr(M, "layout", "")):
-            msg = "M is sparse, which is not supported here: pass a dense array, with +inf for the pairs that it leaves out"
+            msg = "M is sparse, which is not supported here: use otbilevel.solve_ot, or a dense array with +inf in the gaps"
             raise TypeError(msg)
         like = next((x for x in (M, a, b) if x is not None and not isinstance(x, (list, tuple))), None)
         cost = as_array(_like(M, like), "M")

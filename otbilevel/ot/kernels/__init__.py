@@ -32,6 +32,9 @@ and on vectors, in `vector_kernels`,
 `inverse_diagonal`          1 / max(degree - squares, floor degree), and 1 where that is next to nothing
 ==========================  =====================================================================================================
 
+On the stored pairs of a sparse cost there are kernels of the same names in `generic_pairs`, the truth, and `cpu.sparse_cost`; and
+`transport_flow`, a maximum flow from rows to columns, which tells whether forbidden pairs leave a plan.
+
 Between many points the plan is interpolated, by kernels of its own: see `otbilevel.ot.cells`.
 
 `generic` is the truth, in the array API; `cpu` is compiled for NumPy, `cuda` for CuPy. Setting ``OTBILEVEL_KERNELS=generic`` in
@@ -43,8 +46,10 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
+import numpy as np
+
 from otbilevel._core.array import is_cupy_namespace, is_numpy_namespace
-from otbilevel.ot.kernels import generic
+from otbilevel.ot.kernels import generic, generic_pairs
 
 
 def select(xp: ModuleType) -> ModuleType:
@@ -60,3 +65,12 @@ def select(xp: ModuleType) -> ModuleType:
 
         return cuda
     return generic
+
+
+def select_sparse() -> ModuleType:
+    """The kernels for the stored pairs of a sparse cost, whose arrays are NumPy's."""
+    if select(np) is generic:
+        return generic_pairs
+    from otbilevel.ot.kernels.cpu import sparse_cost  # noqa: PLC0415 -- brings in numba, which takes a while
+
+    return sparse_cost

@@ -1,6 +1,7 @@
 """Kernels for NumPy arrays: compiled by numba, rows shared out over threads.
 
-`cost` is an (n, m) array, or the tuple (x, y transposed, kind) of two point clouds, or (in `sparse`) an `ActiveSet`.
+`cost` is an (n, m) array, or the tuple (x, y transposed, kind) of two point clouds, or (in `sparse` and `sparse_cost`) an
+`ActiveSet`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cpu import active, batch, dense, pcg, sparse, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
+from otbilevel.ot.kernels.pattern import ActiveSet
 
 sparse_kernels = sparse
 vector_kernels = vectors
@@ -184,31 +186,29 @@ def solve_batch(
     return f, g, counts, figures
 
 
-def active_set(
-    cost: Any, plan: np.ndarray, u: np.ndarray, v: np.ndarray, cutoff: float, max_entries: float
-) -> sparse.ActiveSet | None:
+def active_set(cost: Any, plan: np.ndarray, u: np.ndarray, v: np.ndarray, cutoff: float, max_entries: float) -> ActiveSet | None:
     n, m = plan.shape
     counts, bars = np.empty(n, np.int64), cutoff / u
     _, total = over_rows(active.count, n, _products(n * m), (1, 0), plan, v, bars, counts)
     if total > max_entries:
         return None
-    pattern = sparse.ActiveSet.with_room(counts, m)
+    pattern = ActiveSet.with_room(counts, m)
     _, misfits = over_rows(active.fill, n, _products(n * m), (1, 0), plan, v, bars, cost, *pattern[:3])
     return _checked(pattern, misfits)
 
 
-def lazy_active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, max_entries: float) -> sparse.ActiveSet | None:
+def lazy_active_set(cost: Any, f: np.ndarray, g: np.ndarray, threshold: float, max_entries: float) -> ActiveSet | None:
     n, m = len(f), len(g)
     counts = np.empty(n, np.int64)
     _, total = over_rows(active.lazy_count, n, n * m, (1, 0), cost, f, g, threshold, counts)
     if total > max_entries:
         return None
-    pattern = sparse.ActiveSet.with_room(counts, m)
+    pattern = ActiveSet.with_room(counts, m)
     _, misfits = over_rows(active.lazy_fill, n, n * m, (1, 0), cost, f, g, threshold, *pattern[:3])
     return _checked(pattern, misfits)
 
 
-def _checked(pattern: sparse.ActiveSet, misfits: float) -> sparse.ActiveSet:
+def _checked(pattern: ActiveSet, misfits: float) -> ActiveSet:
     if misfits:
         msg = "pairs were counted and chosen by different comparisons: the cost or the potentials changed meanwhile"
         raise RuntimeError(msg)

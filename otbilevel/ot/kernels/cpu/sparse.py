@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cpu import active, direct, pcg, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
+from otbilevel.ot.kernels.pattern import ActivePlan, ActiveSet
 
 vector_kernels = vectors
 
@@ -25,29 +25,6 @@ PATIENCE = 300
 """Steps of conjugate gradients before that."""
 LATE = 2.0
 """Residual in units of the one wanted that is too large: the steps were too few, or their curvature drowned in rounding."""
-
-
-class ActiveSet(NamedTuple):
-    """Pairs (i, indices[k]) with costs values[k], for indptr[i] <= k < indptr[i + 1]."""
-
-    indptr: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
-    shape: tuple[int, int]
-
-    @classmethod
-    def with_room(cls, counts: np.ndarray, m: int) -> ActiveSet:
-        """For so many pairs in each row; which ones is not written yet."""
-        indptr = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        return cls(indptr, np.empty(indptr[-1], np.uint32), np.empty(indptr[-1]), (len(counts), m))
-
-
-class ActivePlan(NamedTuple):
-    """Entries of K on the pattern of an active set."""
-
-    pattern: ActiveSet
-    values: np.ndarray
 
 
 def softmax_rows(
