@@ -10,11 +10,14 @@ from typing import Any
 from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import report
-from otbilevel.ot.call import Call, regularisation, tolerance
+from otbilevel.ot.call import Call, price, regularisation, tolerance
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.divergence_result import DivergenceResult
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.kernels.generic import row_blocks
+from otbilevel.ot.marginals import Marginals
+from otbilevel.ot.partial_mass import PartialMass
+from otbilevel.ot.penalties import Penalty
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem, Support, make_geometry, make_problem
 from otbilevel.ot.result import OTResult
@@ -35,6 +38,7 @@ def sinkhorn_divergence(
     reg: float,
     cost: str | tuple[Any, Any, Any] = "sqeuclidean",
     method: str = "auto",
+    unbalanced: Any = None,
     tol: float | None = None,
     max_iter: int | None = None,
     init: DivergenceResult | None = None,
@@ -44,7 +48,8 @@ def sinkhorn_divergence(
     """The debiased Sinkhorn divergence S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2 between two weighted clouds.
 
     Here OT is the optimal value of `solve_ot`, min <P, C> + reg KL(P | a b^T). S is differentiable, and for the costs of a
-    `PointCloud` it is >= 0, and 0 for equal measures only.
+    `PointCloud` it is >= 0, and 0 for equal measures only. With `unbalanced`, OT is that of unbalanced transport, and S has the
+    term reg (sum a - sum b)^2 / 2 more.
 
     Parameters
     ----------
@@ -57,6 +62,9 @@ def sinkhorn_divergence(
     cost : {"sqeuclidean", "euclidean", "cityblock", "cosine"} or tuple
         The cost, as of `PointCloud`; or three costs (C_ab, C_aa, C_bb) in place of points: arrays or geometries of shapes (n, m),
         (n, n) and (m, m). The last two must be symmetric.
+    unbalanced : float or penalty, optional
+        What it costs that a marginal differs from its weights, as in `solve_ot`: a number, ``KL``, ``TotalVariation`` or
+        ``AtMost``, the same for both sides. The masses of a and b may then differ.
     method, max_iter, options
         As in `solve_ot`, for OT(a, b); `"exact"` is refused. `max_iter` also limits the iterations for the other two.
     tol : float, optional
@@ -89,11 +97,13 @@ def sinkhorn_divergence(
     mixing in some fifteen iterations at any reg; most are products with a stored plan where one fits.
 
     geomloss has C = |x - y|^p / p and reg = blur^p: its loss for p = 2 is half of this divergence with ``reg=2 * blur**2``.
+    With `reach` and p = 2 it is half of that with ``unbalanced=2 * reach**2``.
     The function of that name in POT combines transport costs: that is `value_linear`.
 
     References
     ----------
     J. Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn divergences, AISTATS 2019.
+    T. Séjourné et al., Sinkhorn divergences for unbalanced optimal transport, arXiv:1910.12958, Definition 6.
 
     Examples
     --------
@@ -106,6 +116,11 @@ def sinkhorn_divergence(
     (25.0, True)
     >>> result.gradient("y").y.sum(axis=0).round(6)
     array([6., 8.])
+
+    What is too far away is not carried, and masses may differ:
+
+    >>> round(sinkhorn_divergence([1.0], [2.0], [[0.0]], [[9.0]], reg=0.1, unbalanced=1.0).value, 3)
+    3.22
     """
     call = Call.of(method, max_iter=max_iter, callback=None, progress=False, options=options, raise_on_failure=raise_on_failure)
     if method == "exact":
@@ -113,7 +128,7 @@ def sinkhorn_divergence(
         raise ValueError(msg)
     cross, *own = _geometries(x, y, cost)
     strength = regularisation(reg, method, cross)
-    problem = make_problem(a, b, cross, reg=strength, tol=tolerance(tol))
+    problem = make_problem(a, b, cross, reg=strength, tol=tolerance(tol), penalties=_same_price(unbalanced, call))
     if init is not None:
         problem = _started(problem, init)
     result_ab = call.solve(problem, f"sinkhorn_divergence[{method}]")
@@ -136,6 +151,18 @@ def sinkhorn_divergence(
         _memory=call.settings.memory,
     )
     return report(divergence, raise_on_failure=call.raise_on_failure)
+
+
+def _same_price(unbalanced: Any, call: Call) -> tuple[Penalty, Penalty]:
+    """The penalty of both sides."""
+    if isinstance(unbalanced, PartialMass):
+        msg = f"unbalanced={unbalanced} is no price, and a divergence needs one: give a number, KL, TotalVariation or AtMost"
+        raise ValueError(msg)
+    penalties = price(unbalanced, call)
+    if penalties[0] != penalties[1]:
+        msg = f"unbalanced must be the same for both sides of a divergence, got {unbalanced!r}: give one price"
+        raise ValueError(msg)
+    return penalties
 
 
 def _geometries(x: Any, y: Any, cost: Any) -> tuple[Geometry, Geometry, Geometry]:
@@ -168,7 +195,7 @@ def _require_symmetric(geometry: Geometry, name: str) -> None:
             raise ValueError(msg)
         return
     if geometry.has_forbidden_pairs:
-        msg = f"{name} in cost forbids pairs, which is not supported of a measure with itself: give all its costs"
+        msg = f"{name} in cost forbids pairs (+inf), which is not supported of a measure with itself: give all its costs"
         raise ValueError(msg)
     if not isinstance(geometry, DenseCost):
         return
@@ -183,22 +210,29 @@ def _require_symmetric(geometry: Geometry, name: str) -> None:
 
 def _own_problem(problem: OTProblem, weights: Array, support: Support, geometry: Geometry, before: OTResult | None) -> OTProblem:
     """The problem of a measure with itself."""
-    start = None
+    start, mass, marginals = None, problem.mass, problem.marginals
+    if marginals is not None:
+        own = float(problem.xp.sum(weights))
+        weights, mass = weights / own, mass * own
+        marginals = Marginals(marginals.rows, marginals.columns, weights, weights, mass * weights)
     if before is not None:
-        of_mass = 0.5 * before.reg * math.log(before._plan.problem.mass)  # a method works on unit mass
-        start = _start(support.restrict(before._plan.double_potentials()[0]) + of_mass, before.reg)
+        f = support.restrict(before._plan.double_potentials()[0])
+        if marginals is None:
+            f = f + 0.5 * before.reg * math.log(before._plan.problem.mass)  # a method works on unit mass
+        start = _start(f, before.reg)
     return OTProblem(
         a=weights,
         b=weights,
         geometry=geometry.restrict(support.indices, support.indices),
         reg=problem.reg,
         tol=problem.tol,
-        mass=problem.mass,
+        mass=mass,
         dtype=problem.dtype,
         sources=support,
         targets=support,
         whole=geometry,
         start=start,
+        marginals=marginals,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, device
 from otbilevel._core.result import Result, Status
 from otbilevel.ot.gradients import OTGradient, balanced_change, balanced_gradient, only, wanted
 from otbilevel.ot.linearization import Linearization
@@ -24,14 +24,16 @@ class DivergenceResult(Result):
     Attributes
     ----------
     value : float
-        S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2, from the dual values: its error is quadratic in `marginal_error`. For
-        converged problems and a positive definite kernel exp(-C/reg) it is >= 0 up to rounding, and 0 for equal measures only.
+        S(a, b) = OT(a, b) - OT(a, a)/2 - OT(b, b)/2, and for unbalanced transport reg (sum a - sum b)^2 / 2 more, from the dual
+        values: its error is quadratic in `marginal_error`, and lies between minus half the `gap` of the last two problems and that
+        of the first. For converged problems and a positive definite kernel exp(-C/reg) it is >= 0 up to rounding, and 0 for equal
+        measures only.
     value_linear : float
         The same combination of the transport costs <P, C>, which can be negative.
     result_ab, result_aa, result_bb : OTResult
         The three problems.
     f, g : (n,), (m,) arrays
-        Potentials of the divergence, f_ab - f_aa and g_ab - f_bb: its gradient in a and b.
+        Potentials of the divergence, f_ab - f_aa and g_ab - f_bb: its gradient in a and b, where marginals have no price.
     marginal_error : float
         The largest of the three.
     success, status, message
@@ -61,8 +63,15 @@ class DivergenceResult(Result):
     def value(self) -> float:
         """The divergence."""
         ab, aa, bb = (result.dual_value for result in self._results)
-        masses = (self.result_aa._plan.problem.mass, self.result_bb._plan.problem.mass)
-        return combine(ab, aa, bb, self.result_ab.reg, masses)
+        return combine(ab, aa, bb, self.result_ab.reg, self._masses)
+
+    @property
+    def _masses(self) -> tuple[float, float]:
+        return self.result_aa._plan.problem.mass, self.result_bb._plan.problem.mass
+
+    @property
+    def _balanced(self) -> bool:
+        return self._problem.marginals is None
 
     @cached_property
     def value_linear(self) -> float:
@@ -113,7 +122,22 @@ class DivergenceResult(Result):
         own_a, own_b = (_renamed(needed, own) for own in (("a", "x"), ("b", "y")))
         first = self.result_aa.gradient({"a": "a", "x": "x", "reg": "reg"}[name] for name in own_a)
         second = self.result_bb.gradient({"b": "a", "y": "x", "reg": "reg"}[name] for name in own_b)
-        return only(self._projected(_combined(cross, first, second)), names)
+        found = self._projected(_combined(cross, first, second))
+        if not self._balanced:
+            excess = self._excess
+            found = found.combine(self._of_masses(self.result_ab.reg * excess, 0.5 * excess**2), 1.0)
+        return only(found, names)
+
+    @property
+    def _excess(self) -> float:
+        return self._masses[0] - self._masses[1]
+
+    def _of_masses(self, rate: float, in_reg: float) -> OTGradient:
+        """What the term of the masses adds: the same in each weight of a, and the opposite in those of b."""
+        p = self._problem
+        sides = zip(p.whole.shape, (rate, -rate), strict=True)
+        a, b = (p.xp.full((size,), v, dtype=p.dtype, device=device(p.a)) for size, v in sides)
+        return OTGradient(a=a, b=b, reg=in_reg)
 
     def hvp(
         self, *, a: Any = None, b: Any = None, x: Any = None, y: Any = None, reg: float = 0.0, wrt: Iterable[str] | None = None
@@ -141,16 +165,30 @@ class DivergenceResult(Result):
         names = wanted(wrt, problem)
         of_ab, of_aa, of_bb = self._linearized()
         cross = of_ab.hvp(a=a, b=b, x=x, y=y, reg=reg, wrt=_with_both_weights(names))
-        da, db, _ = balanced_change(problem, *(None if v is None else problem.xp.astype(v, problem.xp.float64) for v in (a, b)))
+        da, db = self._weight_changes(a, b)
         first = of_aa.hvp(a=da, b=da, x=x, y=x, reg=reg, wrt=("a", "x", "reg"))
         second = of_bb.hvp(a=db, b=db, x=y, y=y, reg=reg, wrt=("a", "x", "reg"))
-        change = self._projected(_combined(cross, first, second))
-        if change.a is not None and change.b is not None:
+        change, xp = self._projected(_combined(cross, first, second)), problem.xp
+        if not self._balanced:
+            grows = float(xp.sum(da)) - float(xp.sum(db))
+            rate = reg * self._excess + self.result_ab.reg * grows
+            change = change.combine(self._of_masses(rate, self._excess * grows), 1.0)
+        elif change.a is not None and change.b is not None:
             # The shift that makes <gradient in a, a> = <gradient in b, b> changes with the weights.
-            now, xp = self.gradient(("a", "b")), problem.xp
+            now = self.gradient(("a", "b"))
             shift = 0.5 * (float(xp.sum(now.a * da)) - float(xp.sum(now.b * db))) / problem.mass
             change = replace(change, a=change.a - shift, b=change.b + shift)
         return only(change, names)
+
+    def _weight_changes(self, a: Any, b: Any) -> tuple[Array, Array]:
+        """In double precision; where masses have to agree, as they are after scaling to the mean mass."""
+        p, xp = self._problem, self._problem.xp
+        given = (None if v is None else xp.astype(v, xp.float64) for v in (a, b))
+        if self._balanced:
+            return balanced_change(p, *given)[:2]
+        sides = zip(given, p.whole.shape, strict=True)
+        first, second = (xp.zeros((n,), dtype=xp.float64, device=device(p.a)) if v is None else v for v, n in sides)
+        return first, second
 
     def vjp(self, *, f: Any = None, g: Any = None, wrt: Iterable[str] | None = None) -> OTGradient:
         """Differentiate a scalar in the data, given its derivatives in the potentials of the divergence.
@@ -194,7 +232,7 @@ class DivergenceResult(Result):
 
     def _projected(self, total: OTGradient) -> OTGradient:
         """With the gradients in the weights as `OTGradient` defines them."""
-        if total.a is None or total.b is None:
+        if total.a is None or total.b is None or not self._balanced:
             return total
         a, b = balanced_gradient(self._problem, total.a, total.b)
         return replace(total, a=a, b=b)

@@ -1,6 +1,6 @@
 """Jacobian-vector products of a solution, and Hessian-vector products of the optimal value: from changes in to changes out.
 
-The equations are those of `reverse`, solved for (df, dg).
+The equations are those of `reverse`, solved for (dS, dT).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Forward:
 
     Attributes
     ----------
-    f, g : (n,), (m,) arrays
-        Changes of the potentials, in double precision.
+    soft_minima, f, g
+        Changes of the soft minima S, T and of the potentials, in double precision.
     """
 
     def __init__(self, blocks: PlanBlocks, system: PlanSystem, direction: Direction) -> None:
@@ -43,8 +43,19 @@ class Forward:
             derivative = blocks.derivative
             zeros = xp.zeros_like(derivative.x), xp.zeros_like(derivative.y)
             derivative.direct(*(z if v is None else v for z, v in zip(zeros, (direction.x, direction.y), strict=True)))
-        self._a, self._b, self._mass = balanced_change(blocks.problem, direction.a, direction.b)
-        self.f, self.g = self._potentials()
+        self._weights, self._masses = self._weight_changes()
+        (self._a, self._b) = (share * v for share, v in zip(blocks.shares, self._weights, strict=True))
+        self.soft_minima = self._solve()
+        self.f, self.g = (v * w for v, w in zip(blocks.responses, self.soft_minima, strict=True))
+
+    def _weight_changes(self) -> tuple[tuple[Array, Array], tuple[float, float]]:
+        """Those of both weights, and of their masses."""
+        p, xp, given = self._blocks, self._xp, self._direction
+        if p.is_free:
+            a, b, mass = balanced_change(p.problem, given.a, given.b)
+            return (a, b), (mass, mass)
+        a, b = (xp.zeros_like(w) if v is None else v for v, w in zip((given.a, given.b), p.weights, strict=True))
+        return (a, b), (float(xp.sum(a)), float(xp.sum(b)))
 
     def _cost_change(self, block: Block) -> Any:
         """dC_ij, and 0 where the plan has vanished."""
@@ -63,7 +74,8 @@ class Forward:
             return change
         return change + (self._direction.reg / self._blocks.reg) * self._blocks.slack(block)
 
-    def _potentials(self) -> tuple[Array, Array]:
+    def _solve(self) -> tuple[Array, Array]:
+        """The changes of the soft minima."""
         p, xp = self._blocks, self._xp
         rho, sigma = [], xp.zeros_like(p.b)
         for block in p:
@@ -73,14 +85,14 @@ class Forward:
             sigma = sigma + xp.sum(kernel * (p.a[low:high, None] * w - p.reg * self._a[low:high, None]), axis=0)
         sources, targets = p.problem.sources, p.problem.targets
         whole_rho, whole_sigma = xp.concat(rho), sigma
-        a, b = p.problem.a, p.problem.b
-        f, g = self._system.solve(a * sources.restrict(whole_rho), b * targets.restrict(whole_sigma))
-        f, g = sources.expand(f), targets.expand(g)
-        if sources.dropped is not None:
-            f = sources.merge(sources.restrict(f), xp.take(whole_rho - p.times(p.b * g), sources.dropped))
-        if targets.dropped is not None:
-            g = targets.merge(targets.restrict(g), xp.take(whole_sigma - p.transposed_times(p.a * f), targets.dropped))
-        return self._in_gauge(f, g)
+        found = self._system.solve(sources.restrict(p.a * whole_rho) / p.mass, targets.restrict(p.b * whole_sigma) / p.mass)
+        f, g = sources.expand(found[0]), targets.expand(found[1])
+        (empty_rows, empty_columns), (of_f, of_g) = p.empty, p.responses
+        if empty_rows is not None:
+            f = xp.where(empty_rows, whole_rho - p.times(p.b * of_g * g), f)
+        if empty_columns is not None:
+            g = xp.where(empty_columns, whole_sigma - p.transposed_times(p.a * of_f * f), g)
+        return self._in_gauge(f, g) if p.is_free else (f, g)
 
     def _in_gauge(self, f: Array, g: Array) -> tuple[Array, Array]:
         """Shifted so that <a, f> = <b, g> stays true."""
@@ -104,9 +116,7 @@ class Forward:
     def value(self) -> float:
         """The change of the optimal value: by the envelope theorem that while P stays."""
         p, xp = self._blocks, self._xp
-        f, g = p.potentials
-        shift = p.reg * (p.mass - 1.0)
-        total = float(xp.sum(self._a * (f + shift))) + float(xp.sum(self._b * (g + shift)))
+        total = sum(float(xp.sum(v * rate)) for v, rate in zip(self._weights, p.plan.weight_gradients(), strict=True))
         total += self._direction.reg * p.plan.divergence()
         if self._has_cost_change:
             total += sum(float(xp.sum(p.coupling(block) * self._cost_change(block))) for block in p)
@@ -139,14 +149,18 @@ class Forward:
         return self._xp.concat(rows)
 
     def gradient_change(self, names: set[str]) -> OTGradient:
-        """The change of the gradient of the optimal value: its Hessian times the direction."""
-        p, dreg = self._blocks, self._direction.reg
-        shift = dreg * (p.mass - 1.0) + p.reg * self._mass
-        found: dict[str, Any] = {"a": self.f + shift, "b": self.g + shift}
+        """The change of the gradient of the optimal value: its Hessian times the direction.
+
+        In a that is the change of dual_rate(f) + reg (sum b - s), where what f adds to both terms is s times the change of S.
+        """
+        p, xp, dreg = self._blocks, self._xp, self._direction.reg
+        excess = tuple(mass - share for mass, share in zip(reversed(p.masses), p.shares, strict=True))
+        sides = zip("ab", p.shares, self.soft_minima, excess, reversed(self._masses), strict=True)
+        found: dict[str, Any] = {name: s * v + dreg * over + p.reg * mass for name, s, v, over, mass in sides}
         gather = _Gather(self, points=bool({"x", "y"} & names), matrix="C" in names, reg="reg" in names)
         found |= gather.run(p)
         if "reg" in found:
-            found["reg"] += 2.0 * (p.mass - 1.0) * self._mass
+            found["reg"] += sum(float(xp.sum(v * over)) for v, over in zip(self._weights, excess, strict=True))
         fields = {name: value if name == "reg" else p.in_user_dtype(value) for name, value in found.items()}
         return OTGradient(**{name: value for name, value in fields.items() if name in names})
 

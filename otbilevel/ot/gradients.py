@@ -25,7 +25,7 @@ class OTGradient:
     a, b : (n,), (m,) arrays
         In the weights. As the two masses must agree, only changes that keep them equal are meaningful, and the derivative is
         defined up to (s, -s). The s chosen is the one for which these are the derivatives if weights of unequal masses are
-        first scaled to the mean of both.
+        first scaled to the mean of both. Where marginals have a price, masses are free, and these are plain derivatives.
     C : (n, m) array
         In the entries of the cost matrix; 0 at a forbidden pair. For a `SparseCost` a sparse array of the pairs that it stores.
     x, y : (n, d), (m, d) arrays
@@ -76,8 +76,7 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
     its derivative in a_i is f_i - reg sum_j b_j (exp(...) - 1) = f_i + reg (mass - 1), also where a_i is 0, and in C it is P.
     """
     problem = plan.problem
-    if problem.constraints is not None:
-        require_plain(problem)
+    require_unconstrained(problem)
     names = wanted(wrt, problem)
     xp, dtype, found = problem.xp, problem.dtype, OTGradient()
     if {"a", "b"} & names:
@@ -108,11 +107,13 @@ def wanted(wrt: Iterable[str] | None, problem: OTProblem) -> set[str]:
     return set(names)
 
 
-def require_plain(problem: OTProblem) -> None:
+def require_unconstrained(problem: OTProblem) -> None:
     """Refuse the problems whose derivatives are not known here."""
-    kind = "unbalanced transport" if problem.marginals is not None else "transport under constraints" if problem.constraints else ""
-    if kind:
-        msg = f"the result belongs to {kind}, whose derivatives are not implemented: use finite differences of its value"
+    if problem.constraints is not None:
+        msg = (
+            "the result belongs to transport under constraints, whose derivatives are not implemented: use finite differences of "
+            "its value"
+        )
         raise ValueError(msg)
 
 

@@ -29,7 +29,7 @@ def linearize(result: OTResult, *, memory: float = MEMORY) -> Linearization:
     Raises
     ------
     ValueError
-        For a result of ``method="exact"``.
+        For a result of ``method="exact"``, of `PartialMass`, or under constraints.
 
     Notes
     -----
@@ -37,6 +37,10 @@ def linearize(result: OTResult, *, memory: float = MEMORY) -> Linearization:
     with the plan in it; without f it is one with the Laplacian of Newton's method. It is solved by conjugate gradients with
     a plan in single precision and refined with one in double precision, to a residual of 1e-13 where rounding allows. They
     are the derivatives at the returned potentials: with a marginal error of e they are off by some e times a second derivative.
+    Where marginals have a price, f = aprox(S) for soft minima S, which adds a diagonal: with Kullback-Leibler's price the system is
+    never singular. `TotalVariation` and `AtMost` have kinks, and derivatives are those of the present piece: potentials at their
+    bound stay there, marginals that are met stay met. If no potential is at its bound, changes of the weights are taken to keep
+    the masses equal, as for fixed marginals. Points whose mass underflows on both sides are taken not to depend on one another.
     Beside the solve each product takes one to three passes over the plan, in blocks of rows: O(n m d) operations and, between
     points, O((n + m) d) memory beside the stored plan. For a `SparseCost`, whose changes and derivatives are sparse arrays with the
     pairs that it stores, the solve takes O(pairs), but these passes go over blocks of all n m pairs.
@@ -45,6 +49,7 @@ def linearize(result: OTResult, *, memory: float = MEMORY) -> Linearization:
     ----------
     G. Luise et al., Differential properties of Sinkhorn approximation for learning with Wasserstein distance, NeurIPS 2018.
     M. Eisenberger et al., A unified framework for implicit Sinkhorn differentiation, CVPR 2022.
+    T. Séjourné et al., Sinkhorn divergences for unbalanced optimal transport, arXiv:1910.12958 (aprox).
 
     Examples
     --------
@@ -83,7 +88,7 @@ def vjp(
     result : OTResult
         A solution for reg > 0.
     f, g : (n,), (m,) array_like, optional
-        Derivatives in the potentials, in the gauge <a, f> = <b, g> that results have.
+        Derivatives in the potentials, in the gauge <a, f> = <b, g> that results have where no marginal has a price.
     plan : (n, m) array_like, optional
         Derivatives in the plan.
     value_linear : float, optional
@@ -152,7 +157,8 @@ def jvp(
     result : OTResult
         A solution for reg > 0.
     a, b : (n,), (m,) array_like, optional
-        Changes of the weights. Where they change the two masses differently, both weights are taken to be scaled to the mean mass.
+        Changes of the weights. Where they change the two masses differently and no marginal has a price, both weights are taken to
+        be scaled to the mean mass.
     C : (n, m) array_like, optional
         Change of the cost matrix.
     x, y : (n, d), (m, d) array_like, optional

@@ -14,7 +14,8 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array, as_array, common_namespace
 from otbilevel._core.result import ConvergenceWarning
 from otbilevel.ot.forward import Direction, Forward
-from otbilevel.ot.gradients import OTGradient, require_plain, wanted
+from otbilevel.ot.gradients import OTGradient, require_unconstrained, wanted
+from otbilevel.ot.partial_mass import PartialPlan
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.plan_blocks import PlanBlocks
 from otbilevel.ot.plan_system import ACCEPTED, PlanSystem
@@ -77,10 +78,24 @@ class Linearization:
                 "solve with reg > 0"
             )
             raise ValueError(msg)
-        require_plain(plan.problem)
+        require_unconstrained(plan.problem)
+        if isinstance(plan, PartialPlan):
+            msg = (
+                "the result belongs to a plan of given mass (PartialMass), of which only the value has derivatives here: use "
+                "`gradient`, or give its price as unbalanced=(AtMost(price), AtMost(0.0))"
+            )
+            raise ValueError(msg)
         self._blocks, self._plan = PlanBlocks(plan), plan
-        self._system = PlanSystem(plan, memory, symmetric)
+        self._system = PlanSystem(plan, memory, symmetric, self._responses())
         self._residual = 0.0
+
+    def _responses(self) -> tuple[Array, Array] | None:
+        """Those of the points with weight, if one gives way."""
+        blocks, problem = self._blocks, self._plan.problem
+        if blocks.is_free:
+            return None
+        rows, columns = blocks.responses
+        return problem.sources.restrict(rows), problem.targets.restrict(columns)
 
     @property
     def residual(self) -> float:

@@ -12,16 +12,19 @@ So only the row masses, the target q in the place of b, and a diagonal are new t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.kernels import aprox
 from otbilevel.ot.kernels.aprox import Aprox
-from otbilevel.ot.penalties import KL, Penalty
+from otbilevel.ot.penalties import KL, Linear, Penalty
 
 LONGEST = 100.0
 """Step of a potential, in units of reg, up to which L has to be right: it is clipped long before."""
+EXPLAINED = 0.1
+"""Share of the difference of two masses that points at their bounds explain, below which none is taken to be there."""
 AT_BOUND = 1e20
 """Diagonal of L for a potential that is at its bound: it then stays."""
 
@@ -64,10 +67,11 @@ class Marginals:
 
     def row_response(self, f: Array, reg: float) -> Array:
         """The derivative of aprox."""
-        share, least, most = self.aprox(reg)
-        xp = array_namespace(f)
-        inside = (share * f > least) & (share * f < most)
-        return xp.where(inside, xp.full_like(f, share), xp.zeros_like(f))
+        return _response(self.aprox(reg), f)
+
+    def column_response(self, g: Array, reg: float) -> Array:
+        """The same for columns with soft minima g."""
+        return _response(self.columns.aprox(reg), g)
 
     def public(self, g: Array, reg: float) -> Array:
         """The public potential of the columns."""
@@ -95,8 +99,10 @@ class Marginals:
         degree = degree + xp.minimum(stiffness, xp.full_like(stiffness, AT_BOUND))
         return xp.maximum(degree, xp.abs(target - sums) / LONGEST)
 
-    def half_step(self, g: Array, reg: float, sums: Array, target: Array, log_ratio: Array) -> Array:
-        """How far g has to move, in units of reg, to be the best for f; `log_ratio` is log(b / sums), `target` that of g.
+    def half_step(self, g: Array, reg: float, sums: Array, target: Array, log_ratio: Array, soft: Callable[[], Array]) -> Array:
+        """How far g has to move, in units of reg, to be the best for f.
+
+        Here `log_ratio` is log(b / sums), `target` that of g, and `soft` gives the soft minima of the rows.
 
         Before that, all of g is shifted by what is best for the rows, too. Sinkhorn's iteration alone finds that shift slowly where
         the price is many times reg.
@@ -107,6 +113,8 @@ class Marginals:
         """
         p = self.public(g, reg)
         shift, growth = self._translation(reg, sums, target)
+        if isinstance(self.columns, Linear) and not isinstance(self.rows, KL):
+            shift = self._to_bound(p, reg, sums, target, soft)
         return (aprox.apply(self.columns.aprox(reg), p + shift + reg * (log_ratio - growth)) - p) / reg
 
     def _translation(self, reg: float, sums: Array, target: Array) -> tuple[float, float]:
@@ -123,3 +131,29 @@ class Marginals:
             return 0.0, 0.0
         shift = (math.log(wanted) - math.log(held)) / sum(rates)
         return shift, shift * rates[0]
+
+    def _to_bound(self, p: Array, reg: float, sums: Array, target: Array, soft: Callable[[], Array]) -> float:
+        """Where no point is at its bound the sides cannot agree: the shift of g that brings the first one there.
+
+        Neither iteration finds it: L is singular there, and Sinkhorn's shift is as small as the difference of the masses. At the
+        solution the explained parts of that difference add up to it.
+        """
+        xp = array_namespace(p)
+        held, wanted, of_a, of_b = (float(xp.sum(v)) for v in (sums, target, self.a, self.b))
+        missing = abs(of_a - of_b)
+        if not abs(held - of_a) + abs(wanted - of_b) < EXPLAINED * missing:
+            return 0.0
+        sign, f = 1.0 if of_b > of_a else -1.0, soft()
+        (_, *rows), (_, *columns) = self.aprox(reg), self.columns.aprox(reg)
+        up = columns[1] - float(xp.max(p)), float(xp.min(f)) - rows[0]
+        down = float(xp.min(p)) - columns[0], rows[1] - float(xp.max(f))
+        shift = min(up if sign > 0 else down)
+        beyond = reg * min(1.0, missing / float(xp.max(self.a)), missing / float(xp.max(self.b)))
+        return sign * (shift + beyond) if math.isfinite(shift) else 0.0
+
+
+def _response(bounds: Aprox, f: Array) -> Array:
+    share, least, most = bounds
+    xp = array_namespace(f)
+    inside = (share * f > least) & (share * f < most)
+    return xp.where(inside, xp.full_like(f, share), xp.zeros_like(f))

@@ -1,10 +1,15 @@
 """The plan of a result over all of the user's points, a block of rows at a time.
 
-With A_ij = exp((f_i + g_j - C_ij)/reg) the plan is P_ij = a_i b_j A_ij, and the optimality conditions
+With A_ij = exp((S_i + T_j - C_ij)/reg) the plan is P_ij = a_i b_j A_ij, and the optimality conditions
 
     sum_j b_j A_ij = 1,    sum_i a_i A_ij = 1
 
 hold at every i and j, those of zero weight included: these potentials are defined by them.
+
+Where marginals are fixed, a and b are the weights, and S, T the potentials f, g. Where they have a price, the same holds for
+the masses a = s w, b = t w' that rows and columns have of their weights w, w', and for the soft minima S, T, with
+
+    f = aprox(S),    s = exp((f - S)/reg),    g = aprox(T),    t = exp((g - T)/reg).
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 
 LARGEST = float(np.finfo(np.float64).max)
 
@@ -77,23 +83,65 @@ class PlanBlocks:
 
     @property
     def mass(self) -> float:
-        """The mass of either side."""
+        """The mass of either side, or the mean of both."""
         return self.problem.mass
 
     @cached_property
+    def weights(self) -> tuple[Array, Array]:
+        """The user's weights, in double precision."""
+        p = self.problem
+        return p.sources.expand(self.mass * p.a), p.targets.expand(self.mass * p.b)
+
+    @cached_property
+    def masses(self) -> tuple[float, float]:
+        """The sums of the weights."""
+        return float(self.xp.sum(self.weights[0])), float(self.xp.sum(self.weights[1]))
+
+    @cached_property
+    def shares(self) -> tuple[Array, Array]:
+        """s and t."""
+        sides = zip(self.potentials, self.soft_minima, strict=True)
+        first, second = (self.xp.exp((potential - soft) / self.reg) for potential, soft in sides)
+        return first, second
+
+    @cached_property
+    def responses(self) -> tuple[Array, Array]:
+        """The derivatives of aprox at S and T: 1 where the marginal is met, 0 where a potential is at its bound."""
+        marginals, (rows, columns) = self.problem.marginals, self.soft_minima
+        if marginals is None:
+            return self.xp.ones_like(rows), self.xp.ones_like(columns)
+        return marginals.row_response(rows, self.reg), marginals.column_response(columns, self.reg)
+
+    @cached_property
+    def is_free(self) -> bool:
+        """Whether a constant may move from f to g: no marginal gives way."""
+        return all(bool(self.xp.all(response == 1.0)) for response in self.responses)
+
+    @cached_property
     def a(self) -> Array:
-        """The user's weights of the sources, in double precision."""
-        return self.problem.sources.expand(self.mass * self.problem.a)
+        """The masses of the sources."""
+        return self.weights[0] * self.shares[0]
 
     @cached_property
     def b(self) -> Array:
-        """The user's weights of the targets, in double precision."""
-        return self.problem.targets.expand(self.mass * self.problem.b)
+        """The masses of the targets."""
+        return self.weights[1] * self.shares[1]
+
+    @cached_property
+    def empty(self) -> tuple[Array | None, Array | None]:
+        """Where a and b are 0; None for nowhere."""
+        first, second = (v == 0.0 if bool(self.xp.any(v == 0.0)) else None for v in (self.a, self.b))
+        return first, second
 
     @cached_property
     def potentials(self) -> tuple[Array, Array]:
         """f and g at all points, in double precision."""
         return self.plan.double_potentials()
+
+    @property
+    def soft_minima(self) -> tuple[Array, Array]:
+        """S and T at all points."""
+        return self.plan.soft_minima if isinstance(self.plan, UnbalancedPlan) else self.potentials
 
     @cached_property
     def derivative(self) -> CostDerivative:
@@ -102,12 +150,12 @@ class PlanBlocks:
         return cost_derivative(self.geometry)
 
     def __iter__(self) -> Iterator[Block]:
-        """The blocks of A. Between points without weight it may overflow: there it is the largest number, as 0 inf is NaN."""
-        f, g = self.potentials
+        """The blocks of A. Between points without mass it may overflow: there it is the largest number, as 0 inf is NaN."""
+        f, g = self.soft_minima
         ones, geometry = self.xp.ones_like(f), self.geometry
         for low, high in row_blocks(geometry.shape):
             kernel = geometry.kernels.plan_rows(geometry.kernel_cost, f, g, self.reg, ones, low, high)
-            if self.problem.sources.dropped is not None and self.problem.targets.dropped is not None:
+            if self.empty[0] is not None and self.empty[1] is not None:
                 kernel = self.xp.where(kernel < LARGEST, kernel, self.xp.full_like(kernel, LARGEST))
             yield Block(low, high, kernel)
 

@@ -2,10 +2,12 @@
 
 Differentiating the optimality conditions of `plan_blocks` gives, with w_ij = dC_ij + (dreg/reg)(f_i + g_j - C_ij),
 
-    df_i + sum_j A_ij b_j dg_j = sum_j A_ij (b_j w_ij - reg db_j),    dg_j + sum_i a_i A_ij df_i = sum_i A_ij (a_i w_ij - reg da_i).
+    dS_i + sum_j A_ij b_j dg_j = sum_j A_ij (b_j w_ij - reg t_j db_j),    df = s' dS,
+    dT_j + sum_i a_i A_ij df_i = sum_i A_ij (a_i w_ij - reg s_i da_i),    dg = t' dT,
 
+where a, b are masses, da, db changes of weights, s, t the shares, s', t' the responses (all four are 1 where marginals are fixed).
 With (mu, nu) the solution of the transposed system for the derivatives in (f, g), the derivative in C_ij is
-A_ij (mu_i b_j + a_i nu_j), in a -reg A nu, in b -reg A' mu. The other outputs are functions of f, g and the data.
+A_ij (mu_i b_j + a_i nu_j), in a -reg s A nu, in b -reg t A' mu. The other outputs are functions of f, g and the data.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.gradients import OTGradient, balanced_gradient
 from otbilevel.ot.plan_blocks import Block, PlanBlocks, matrix_rows
 from otbilevel.ot.plan_system import PlanSystem
-from otbilevel.ot.problem import Support
 
 
 @dataclass(frozen=True)
@@ -56,27 +57,30 @@ class Reverse:
         """Derivatives in the data of these names."""
         mu, nu, of_gauge = self._solve()
         found = self._gather(mu, nu, names)
-        f, g = self._blocks.potentials
-        a, b = found["a"] - of_gauge * f, found["b"] + of_gauge * g
-        found["a"], found["b"] = balanced_gradient(self._blocks.problem, a, b)
-        fields = {name: value if name == "reg" else self._blocks.in_user_dtype(value) for name, value in found.items()}
+        p = self._blocks
+        found["a"], found["b"] = p.shares[0] * found["a"], p.shares[1] * found["b"]
+        if p.is_free:
+            f, g = p.potentials
+            found["a"], found["b"] = balanced_gradient(p.problem, found["a"] - of_gauge * f, found["b"] + of_gauge * g)
+        fields = {name: value if name == "reg" else p.in_user_dtype(value) for name, value in found.items()}
         return OTGradient(**{name: value for name, value in fields.items() if name in names})
 
     def _solve(self) -> tuple[Array, Array, float]:
-        """mu and nu at all points, and the derivative in the shift of f against g, which the gauge <a, f> = <b, g> determines."""
-        p, xp = self._blocks, self._xp
+        """mu and nu at all points, and the derivative in the shift of f against g where <a, f> = <b, g> determines it."""
+        p, xp, of_gauge = self._blocks, self._xp, 0.0
         f, g = self._in_potentials()
-        of_gauge = (float(xp.sum(f)) - float(xp.sum(g))) / (2.0 * p.mass)
-        f, g = f - of_gauge * p.a, g + of_gauge * p.b
+        if p.is_free:
+            of_gauge = (float(xp.sum(f)) - float(xp.sum(g))) / (2.0 * p.mass)
+            f, g = f - of_gauge * p.a, g + of_gauge * p.b
         sources, targets = p.problem.sources, p.problem.targets
-        off_f, off_g = _off_support(f, sources), _off_support(g, targets)
+        off_f, off_g = (_where(mask, r * v) for mask, r, v in zip(p.empty, p.responses, (f, g), strict=True))
         rho, sigma = f, g
         if off_g is not None:
             rho = rho - p.a * p.times(off_g)
         if off_f is not None:
             sigma = sigma - p.b * p.transposed_times(off_f)
         mu, nu = self._system.solve(sources.restrict(rho) / p.mass, targets.restrict(sigma) / p.mass)
-        mu, nu = sources.expand(mu) * p.a, targets.expand(nu) * p.b
+        mu, nu = sources.expand(mu) * p.a * p.responses[0], targets.expand(nu) * p.b * p.responses[1]
         return mu if off_f is None else mu + off_f, nu if off_g is None else nu + off_g, of_gauge
 
     def _in_potentials(self) -> tuple[Array, Array]:
@@ -155,9 +159,10 @@ class Reverse:
         return found if points is None else {**found, "points": points}
 
 
-def _off_support(v: Array, support: Support) -> Array | None:
-    """The vector with zeros on the support; None when nothing is left."""
-    if support.dropped is None:
+def _where(mask: Array | None, v: Array) -> Array | None:
+    """The vector with zeros off the mask; None when nothing is left."""
+    if mask is None:
         return None
-    off = v - support.expand(support.restrict(v))
-    return off if bool(array_namespace(off).any(off != 0)) else None
+    xp = array_namespace(v)
+    off = xp.where(mask, v, xp.zeros_like(v))
+    return off if bool(xp.any(off != 0)) else None

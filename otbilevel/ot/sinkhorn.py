@@ -129,4 +129,5 @@ def half_step(plan: RowPlan, log_b: Array) -> Array:
     log_ratio: Array = plan.vector_kernels.log_ratio(log_b, plan.column_sums, LEAST_SUM, LONGEST_STEP)
     if plan.marginals is None:
         return log_ratio
-    return plan.marginals.half_step(plan.g, plan.reg, plan.column_sums, plan.target(plan.marginals.b), log_ratio)
+    target = plan.target(plan.marginals.b)
+    return plan.marginals.half_step(plan.g, plan.reg, plan.column_sums, target, log_ratio, plan.row_potentials)

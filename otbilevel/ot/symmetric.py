@@ -1,10 +1,11 @@
-"""Transport of a measure to itself, where f = g: the fixed point of one soft minimum.
+"""Transport of a measure to itself, where f = g: the fixed point of one soft minimum, or of its aprox where marginals have a price.
 
 With T(f)_i = -reg log sum_j a_j exp((f_j - C_ij)/reg) and a symmetric C the potentials solve f = T(f). The derivative of T is minus
 a Markov matrix, whose eigenvalues lie in [0, 1] where exp(-C/reg) is positive semi-definite: the averaged iteration
 f <- (f + T(f))/2 then halves the error, at any reg (J. Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn
 divergences, AISTATS 2019, eq. 25), and Anderson's mixing does better. As C_ii is least, f stays within reg log n of 0: no path in
-reg is needed.
+reg is needed. The aprox (`kernels.aprox`) of a soft minimum multiplies its derivative by s in [0, 1], which only helps: the step is
+then (T(f) - f) / (1 + s).
 """
 
 from __future__ import annotations
@@ -41,33 +42,56 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
     Where mixing fails, as it may without a positive semi-definite kernel, `sns` goes on from there.
     """
     run = Run(problem, monitor, memory)
-    plan, xp = run.make_plan(single=True), problem.xp
-    log_a = problem.reg * xp.log(problem.a)
-    f = xp.zeros_like(problem.a) if problem.start is None else problem.start.g
+    plan, side = run.make_plan(single=True), _Side(problem)
+    f = side.admissible(problem.xp.zeros_like(problem.a) if problem.start is None else problem.start.g)
     mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None
     for _ in range(MOST):
-        _move(plan, f + log_a, run, single=single)
-        step = 0.5 * (plan.row_potentials() - f)
-        error = 2.0 * float(xp.sum(problem.a * xp.abs(xp.expm1(-2.0 * step / problem.reg))))
+        _move(plan, f + side.log_weights, run, single=single)
+        step, error = side.step(f, plan.row_potentials())
         if not single and (error < least or run.best is None):
-            run.best_error, run.best = error, (f + step, f + step + log_a)
-        go_on = run.record(f + step, f + step + log_a, error, problem.reg)
+            run.best_error, run.best = error, (f + step, f + step + side.log_weights)
+        go_on = run.record(f + step, f + step + side.log_weights, error, problem.reg)
         converged = error <= problem.tol
         if (converged and not single) or not go_on:
             break
         if not error <= RISE * least:
-            f = mixing.restart()
-            if f is None:
+            restart = mixing.restart()
+            if restart is None:
                 break
+            f = side.admissible(restart)
             continue
-        single = single and max(SINGLE_UNTIL, problem.tol) < error <= SLOW * least
-        least = min(least, error)
-        f = mixing.next(f, step)
+        goes_on = max(SINGLE_UNTIL, problem.tol) < error <= SLOW * least
+        least = math.inf if single and not goes_on else min(least, error)  # errors in double precision may turn out larger
+        single = single and goes_on
+        f = side.admissible(mixing.next(f, step))
     if run.best is None:
-        run.best = (f, f + log_a)
+        run.best = (f, f + side.log_weights)
     if not run.best_error <= problem.tol and not run.stopped:
         return _generally(problem, run)
     return run.finish("symmetric")
+
+
+class _Side:
+    """Weights, and what it costs to miss them."""
+
+    def __init__(self, problem: OTProblem) -> None:
+        self._problem = problem
+        self.log_weights = problem.reg * problem.xp.log(problem.column_weights)
+
+    def admissible(self, f: Array) -> Array:
+        """The admissible potential nearest to f."""
+        marginals, reg = self._problem.marginals, self._problem.reg
+        return f if marginals is None else marginals.project(f + self.log_weights, reg) - self.log_weights
+
+    def step(self, f: Array, soft: Array) -> tuple[Array, float]:
+        """From f with these soft minima towards the fixed point, and the L1 error of both marginals at f."""
+        p, xp = self._problem, self._problem.xp
+        if p.marginals is None:
+            step = 0.5 * (soft - f)
+            return step, 2.0 * float(xp.sum(p.a * xp.abs(xp.expm1(-2.0 * step / p.reg))))
+        step = (p.marginals.row_potentials(soft, p.reg) - f) / (1.0 + p.marginals.row_response(soft, p.reg))
+        sums = p.a * xp.exp((f - soft) / p.reg)
+        return step, 2.0 * float(xp.sum(xp.abs(sums - p.marginals.rows.prescribed(f, p.a, sums, p.reg))))
 
 
 def _move(plan: RowPlan, g: Array, run: Run, *, single: bool) -> None:

@@ -45,6 +45,20 @@ class UnbalancedPlan(EntropicPlan):
     def double_potentials(self) -> tuple[Array, Array]:
         return extend_potentials(self.problem, *self.unit_potentials, self._soft_rows, self._soft_columns)
 
+    @cached_property
+    def soft_minima(self) -> tuple[Array, Array]:
+        """Of rows and columns at all of the user's points. The potentials are their aprox."""
+        p = self.problem
+        rows = p.whole.restrict(None, p.targets.indices).soft_transform(self.g, p.reg)
+        part = p.whole.restrict(p.sources.indices, None).transpose()
+        return rows, part.soft_transform(self.f + p.reg * p.xp.log(p.mass * p.a), p.reg)
+
+    def conditional_means(self, y: Array) -> Array:
+        p = self.problem
+        if bool(p.xp.all(self.row_sums > 0)):
+            return super().conditional_means(y)
+        return self._dropped_means(p.whole.restrict(None, p.targets.indices), p.targets.restrict(y))  # masses that underflowed
+
     def _soft_rows(self, part: Geometry, g: Array) -> Array:
         p = self.problem
         soft = part.soft_transform(g + p.reg * p.xp.log(self._marginals.column_weights), p.reg)

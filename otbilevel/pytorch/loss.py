@@ -14,7 +14,7 @@ from otbilevel._core import validate
 from otbilevel.ot import DivergenceResult, OTGradient, OTResult, sinkhorn_divergence
 from otbilevel.pytorch.arrays import to_array
 from otbilevel.pytorch.functions import Outputs, Solved, Value, apply
-from otbilevel.pytorch.transport import balanced
+from otbilevel.pytorch.transport import balanced, completed
 
 COSTS = {1: ("euclidean", 1.0), 2: ("sqeuclidean", 0.5)}
 """Name and factor of the cost |x - y|^p / p."""
@@ -30,8 +30,9 @@ class SinkhornLoss(nn.Module):
         Exponent of the cost |x - y|^p / p.
     blur : float
         Length down to which details count: the regularisation is blur^p.
-    reach : None
-        Length up to which mass is moved, for unbalanced transport. Not there yet.
+    reach : float, optional
+        Length up to which mass is moved: marginals then have the price reach^p (``KL``), and masses may differ. By default they are
+        fixed.
     debias : bool
         Whether to subtract half of both measures' transport to themselves; without, the loss is the value of entropic transport.
     potentials : bool
@@ -51,7 +52,8 @@ class SinkhornLoss(nn.Module):
     (B,).
 
     Definition, arguments and call follow geomloss's ``SamplesLoss("sinkhorn")``. What differs: the problem is solved to `tol`
-    instead of a fixed number of steps, and there are no `scaling`, `diameter`, `truncate` and `backend`.
+    instead of a fixed number of steps, and there are no `scaling`, `diameter`, `truncate` and `backend`. With `reach` and
+    ``debias=False`` the loss is the value of unbalanced transport; geomloss's is blur^p ((sum a + sum b)/2 - sum a sum b) more.
 
     The gradient needs no further solve (envelope theorem). Second derivatives, as of a gradient penalty, take one linear solve for
     each of the three problems; potentials have first derivatives in the same way. Nothing of the iterations is recorded.
@@ -86,8 +88,8 @@ class SinkhornLoss(nn.Module):
         if p not in COSTS:
             msg = f"p must be 1 or 2, got {p!r}"
             raise ValueError(msg)
-        _refuse_unbalanced(reach)
         self.p, self.blur = int(p), validate.real(blur, "blur", low=0.0, strict=True)
+        self.reach = None if reach is None else validate.real(reach, "reach", low=0.0, strict=True)
         self.debias = validate.boolean(debias, "debias")
         self.potentials = validate.boolean(potentials, "potentials")
         self.warm_start = validate.boolean(warm_start, "warm_start")
@@ -100,7 +102,9 @@ class SinkhornLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, for the printout of the module."""
-        return f"p={self.p}, blur={self.blur:g}, debias={self.debias}, potentials={self.potentials}, warm_start={self.warm_start}"
+        reach = "" if self.reach is None else f"reach={self.reach:g}, "
+        flags = f"debias={self.debias}, potentials={self.potentials}, warm_start={self.warm_start}"
+        return f"p={self.p}, blur={self.blur:g}, {reach}{flags}"
 
     def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the loss.
@@ -125,12 +129,14 @@ class SinkhornLoss(nn.Module):
 
     def _solve(self, index: int, a: Tensor | None, x: Tensor, b: Tensor | None, y: Tensor) -> tuple[Tensor, ...]:
         """The loss of one pair, or its potentials."""
-        a, b = balanced(a, b, (x.shape[0], y.shape[0]))
+        a, b = (balanced if self.reach is None else completed)(a, b, (x.shape[0], y.shape[0]))
         cost, factor = COSTS[self.p]
         inputs = (a, b, x, y)
         arrays = [None if v is None else to_array(v) for v in inputs]
         start = self._start(index, (x.shape[0], y.shape[0]))
         settings: dict[str, Any] = {**self.settings, "reg": self.blur**self.p / factor, "init": start}
+        if self.reach is not None:
+            settings["unbalanced"] = self.reach**self.p / factor
         solved: _Debiased | _Plain
         if self.debias:
             solved = _Debiased(sinkhorn_divergence(*arrays, cost=cost, **settings))
@@ -149,13 +155,6 @@ class SinkhornLoss(nn.Module):
             return None
         last = self.state[index]
         return last if (last.f.shape[0], last.g.shape[0]) == shape else None
-
-
-def _refuse_unbalanced(reach: Any) -> None:
-    """The one place where `reach` is turned away; with it `solve_ot` takes ``unbalanced=reach**p`` in units of the cost."""
-    if reach is not None:
-        msg = "reach belongs to unbalanced transport, which is not there yet: leave it out"
-        raise NotImplementedError(msg)
 
 
 @dataclass(eq=False)

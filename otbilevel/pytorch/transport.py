@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -64,7 +65,7 @@ class TransportSolution:
     value, value_linear : () Tensor
         <P, C> + reg KL(P | a b^T), which can be differentiated twice, and <P, C>, once.
     f, g : (n,), (m,) Tensor
-        Potentials, with <a, f> = <b, g>.
+        Potentials, with <a, f> = <b, g> where no marginal has a price.
     plan : (n, m) Tensor
         The plan.
     """
@@ -77,7 +78,7 @@ class TransportSolution:
 
     @cached_property
     def value(self) -> Tensor:
-        """The optimal value, shape ()."""
+        """The optimal value, shape (), with the penalties of unbalanced transport."""
         self._check()
         value: Tensor = apply(Value, self._solved, self.result.value, self._names, *self._inputs)
         return value
@@ -148,6 +149,7 @@ def solve_ot(
     C: Tensor | PointCloud,  # noqa: N803 -- the field's name for the cost
     *,
     reg: float | Tensor | None = None,
+    unbalanced: Any = None,
     init: TransportSolution | OTResult | tuple[Any, Any] | None = None,
     **settings: Any,
 ) -> TransportSolution:
@@ -162,6 +164,8 @@ def solve_ot(
         Costs, or a `PointCloud` of this module.
     reg : float or () Tensor, optional
         Regularisation, which can be differentiated in, too.
+    unbalanced : float, penalty or pair, optional
+        What it costs to miss the weights, as in `otbilevel.solve_ot`. Masses may then differ, and nothing is scaled.
     init : TransportSolution, OTResult or tuple, optional
         Where to start, as in `otbilevel.solve_ot`.
     **settings
@@ -207,11 +211,11 @@ def solve_ot(
         if v is not None and not isinstance(v, Tensor):
             msg = f"{name} must be a Tensor, got {type(v).__name__}: for other arrays use otbilevel.solve_ot"
             raise TypeError(msg)
-    a, b = balanced(a, b, geometry.shape)
+    a, b = (balanced if _is_fixed(unbalanced) else completed)(a, b, geometry.shape)
     strength = float(reg.detach()) if isinstance(reg, Tensor) else reg
     start = init.result if isinstance(init, TransportSolution) else init
     weights = [None if v is None else to_array(v) for v in (a, b)]
-    result = ot.solve_ot(weights[0], weights[1], geometry, reg=strength, init=start, **settings)
+    result = ot.solve_ot(weights[0], weights[1], geometry, reg=strength, unbalanced=unbalanced, init=start, **settings)
     return TransportSolution(result, ("a", "b", *names, "reg"), (a, b, *costs, reg if isinstance(reg, Tensor) else None))
 
 
@@ -230,6 +234,21 @@ def _cost(C: Any) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:  # noqa: N803
     return ("x", "y"), (x, y), ot.PointCloud(to_array(x), to_array(y), cost=C.cost)
 
 
+def _is_fixed(unbalanced: Any) -> bool:
+    """Whether both marginals have to be met."""
+    sides = unbalanced if isinstance(unbalanced, (tuple, list)) else (unbalanced,)
+    return all(side is None or side == math.inf for side in sides)
+
+
+def completed(a: Tensor | None, b: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Weights where one side has none: uniform, of the other side's mass, and a function of it."""
+    if a is None and b is not None and b.requires_grad:
+        a = (b.sum() / shape[0]).expand(shape[0])
+    elif b is None and a is not None and a.requires_grad:
+        b = (a.sum() / shape[1]).expand(shape[1])
+    return a, b
+
+
 def balanced(a: Tensor | None, b: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
     """Weights of one mass, as functions of those given: then derivatives in them are what finite differences say.
 
@@ -237,10 +256,7 @@ def balanced(a: Tensor | None, b: Tensor | None, shape: tuple[int, ...]) -> tupl
     """
     if not any(v is not None and v.requires_grad for v in (a, b)):
         return a, b
-    if a is None and b is not None:
-        a = (b.sum() / shape[0]).expand(shape[0])
-    elif b is None and a is not None:
-        b = (a.sum() / shape[1]).expand(shape[1])
+    a, b = completed(a, b, shape)
     assert a is not None
     assert b is not None
     of_a, of_b = a.sum(), b.sum()

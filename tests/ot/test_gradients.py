@@ -329,11 +329,11 @@ def test_gradients_print_their_fields():
 def test_what_has_no_derivatives_yet_says_so():
     C = np.random.default_rng(0).random((5, 4))
     constrained = solve_ot(None, None, C, reg=0.1, constraints=PlanConstraint(C, -np.inf, 0.45))
-    unbalanced = solve_ot(None, None, C, reg=0.1, unbalanced=0.5)
+    partial = solve_ot(None, None, C, reg=0.1, unbalanced=PartialMass(0.6))
     for derive, word in (
         (constrained.gradient, "constraints"),
         (lambda: linearize(constrained), "constraints"),
-        (lambda: linearize(unbalanced), "unbalanced"),
+        (lambda: linearize(partial), "PartialMass"),
     ):
         with pytest.raises(ValueError, match=word):
             derive()

@@ -331,6 +331,19 @@ def test_a_part_of_the_work_is_no_solution():
     assert result.status is Status.ITERATION_LIMIT and result.marginal_error > 1e-9
 
 
+@pytest.mark.parametrize("excess", [1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("prices", [TotalVariation(2.0), AtMost(0.2), (None, AtMost(0.2)), (None, TotalVariation(2.0))], ids=str)
+def test_masses_that_nearly_agree(prices, excess):
+    """No potential is at its bound until all are shifted far, by a difference of masses that is hardly to be seen."""
+    rng = np.random.default_rng(0)
+    x, y, a, b = rng.random((12, 2)), rng.random((12, 2)), rng.uniform(0.5, 1.5, 12), rng.uniform(0.5, 1.5, 12)
+    for of_a, of_b in ((1.0, 1.0 + excess), (1.0 + excess, 1.0)):
+        if not (isinstance(prices, tuple) and of_a > of_b and isinstance(prices[1], AtMost)):
+            result = solve_ot(of_a * a / a.sum(), of_b * b / b.sum(), squared(x, y), reg=0.1, unbalanced=prices)
+            assert result.success and result.nit < 60
+            assert result.gap < 1e-7
+
+
 A, B, C = np.array([0.5, 0.5]), np.array([0.4, 0.4]), np.array([[0.0, 1.0], [1.0, 0.5]])
 
 

@@ -214,7 +214,6 @@ def test_it_is_half_of_the_transport_for_the_full_square():
         (lambda: SinkhornLoss(p=3), ValueError, "p must be 1 or 2"),
         (lambda: SinkhornLoss(blur=0.0), ValueError, "blur must be"),
         (lambda: SinkhornLoss(debias=1), TypeError, "debias must be True or False"),
-        (lambda: SinkhornLoss(reach=1.0), NotImplementedError, "reach"),
         (lambda: SinkhornLoss()(torch.rand(3, 2)), TypeError, r"loss\(x, y\)"),
         (lambda: SinkhornLoss()(np.ones((3, 2)), torch.rand(3, 2)), TypeError, "takes tensors"),
         (lambda: SinkhornLoss()(torch.rand(3), torch.rand(3)), ValueError, "x and y must have shapes"),

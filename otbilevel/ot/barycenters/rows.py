@@ -8,7 +8,6 @@ from otbilevel.ot.barycenters.stack import PlanStack
 from otbilevel.ot.problem import Support
 from otbilevel.ot.row_plan import Laplacian, Work
 from otbilevel.ot.stored_plan import StoredPlan
-from otbilevel.ot.transforms import soft_transform
 
 LEAST_SUM = 1e-300
 """What a column sum that underflowed is taken for."""
@@ -70,7 +69,7 @@ class RowStack(PlanStack):
             f = plan.row_potentials()
             if support.dropped is not None:
                 rest = self._problem.geometries[k].restrict(support.dropped, None)
-                f = support.merge(f, soft_transform(rest, self.reg * self.log_scalings[k, :], self.reg))
+                f = support.merge(f, rest.soft_transform(self.reg * self.log_scalings[k, :], self.reg))
             potentials.append(f)
         return potentials
 
