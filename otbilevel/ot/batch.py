@@ -11,9 +11,8 @@ import numpy as np
 from scipy import sparse
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, readonly, to_numpy
+from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device, to_numpy
 from otbilevel._core.result import report
-from otbilevel.ot import batch_generic
 from otbilevel.ot.batch_result import OTBatchResult
 from otbilevel.ot.call import RELATIVE_REG, SMALLEST_REG, tolerance
 from otbilevel.ot.dense_cost import DenseCost
@@ -61,6 +60,16 @@ class Stack:
     def xp(self) -> ModuleType:
         """Array namespace of all arrays."""
         return array_namespace(self.a)
+
+    @property
+    def kernels(self) -> ModuleType:
+        """What works on stacks of these arrays."""
+        return _kernels(self.xp)
+
+
+def _kernels(xp: ModuleType) -> ModuleType:
+    kernels: ModuleType = select(xp).batch_kernels
+    return kernels
 
 
 def solve_ot_batch(
@@ -136,12 +145,9 @@ def solve_ot_batch(
     stack = _make_stack(a, b, C, reg, tol)
     limit = MAX_ITER if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
     start = None if init is None else _start(init, stack)
-    kernels = select(stack.xp)
-    solver = batch_generic if kernels.solve_batch is None else kernels
-    cost = readonly(stack.C) if kernels.solve_batch is not None else stack.C
     first = _start_of(stack) if start is None else start
-    f, g, counts, figures = solver.solve_batch(
-        cost, stack.a, stack.b, stack.reg, stack.top, stack.tol, limit, first, warm=start is not None
+    f, g, counts, figures = stack.kernels.solve_batch(
+        stack.C, stack.a, stack.b, stack.reg, stack.top, stack.tol, limit, first, warm=start is not None
     )
     result = OTBatchResult.of(stack, f, g, counts, figures, limit)
     return report(result, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
@@ -163,7 +169,7 @@ def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N
     count = _count(given, C)
     n, m = C.shape[-2:]
     C = C if len(C.shape) == 3 else C[None, :, :]  # noqa: N806
-    low, high = _cost_range(xp, C)
+    low, high, forbids = _cost_range(xp, C)
     weights, masses = {}, {}
     for name, size in (("a", n), ("b", m)):
         if name in given:
@@ -181,7 +187,7 @@ def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N
     stack = Stack(
         weights["a"], weights["b"], C, strength, mass, top, spread, (1e-5 if single else 1e-9) if target is None else target, dtype
     )
-    _require_feasible(stack)
+    _require_feasible(stack, forbids)
     return stack
 
 
@@ -204,18 +210,16 @@ def _count(given: dict[str, Array], C: Array) -> int:  # noqa: N803
     return int(next(iter(stacks.values())))
 
 
-def _cost_range(xp: ModuleType, C: Array) -> tuple[Array, Array]:  # noqa: N803
-    """The smallest and the largest finite cost of each problem, in double precision."""
-    for bad, what in ((xp.isnan(C), "NaN"), (-math.inf == C, "-inf")):
-        if bool(xp.any(bad)):
-            place = _first(xp, bad)
+def _cost_range(xp: ModuleType, C: Array) -> tuple[Array, Array, Array]:  # noqa: N803
+    """The smallest and the largest finite cost of each problem, in double precision, and whether it forbids pairs."""
+    low, high, forbids = _kernels(xp).bounds(C)
+    for bad, what in ((xp.isnan, "NaN"), (lambda v: v == -math.inf, "-inf")):
+        if bool(xp.any(bad(low))):
+            place = _first(xp, bad(C))
             msg = f"C holds {what}, first in problem {place[0]} at {place[1:]}; a forbidden pair is +inf"
             raise ValueError(msg)
-    low = xp.astype(xp.min(C, axis=(1, 2)), xp.float64)
-    finite = xp.isfinite(C)
-    high = xp.astype(xp.max(xp.where(finite, C, xp.full_like(C, -math.inf)), axis=(1, 2)), xp.float64)
     empty = ~xp.isfinite(low)
-    return xp.where(empty, xp.zeros_like(low), low), xp.where(empty, xp.zeros_like(high), high)
+    return xp.where(empty, xp.zeros_like(low), low), xp.where(empty, xp.zeros_like(high), high), forbids
 
 
 def _first(xp: ModuleType, mask: Array) -> tuple[int, ...]:
@@ -299,11 +303,9 @@ def _strengths(xp: ModuleType, reg: Any, low: Array, high: Array, count: int, wh
     return strength
 
 
-def _require_feasible(stack: Stack) -> None:
+def _require_feasible(stack: Stack, forbids: Array) -> None:
     """Let `solve_ot`'s check look at problems with forbidden pairs."""
-    xp = stack.xp
-    forbids = xp.any(math.inf == stack.C, axis=(1, 2))
-    if not bool(xp.any(forbids)):
+    if not bool(stack.xp.any(forbids)):
         return
     for k in range(stack.a.shape[0]):
         shared = stack.C.shape[0] == 1

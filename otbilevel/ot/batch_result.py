@@ -136,10 +136,8 @@ class OTBatchResult(Result):
     @cached_property
     def plan(self) -> Array:
         """The plans, shape (B, n, m). O(B n m) time and memory."""
-        s, xp, (f, g) = self._stack, self._stack.xp, self._potentials
-        weights = (s.mass[:, None] * s.a)[:, :, None] * (s.mass[:, None] * s.b)[:, None, :]
-        exponents = (f[:, :, None] + g[:, None, :] - xp.astype(s.C, xp.float64)) / s.reg[:, None, None]
-        return xp.astype(weights * xp.exp(exponents), s.dtype)
+        s, mass = self._stack, self._stack.mass[:, None]
+        return s.kernels.plans(s.C, *self._potentials, s.reg, mass * s.a, mass * s.b, s.dtype)
 
     @cached_property
     def value_linear(self) -> Array:

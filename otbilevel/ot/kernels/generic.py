@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from otbilevel._core.array import Array, array_namespace, device
-from otbilevel.ot.kernels import vectors
+from otbilevel.ot.kernels import generic_batch, vectors
 from otbilevel.ot.kernels.aprox import RIGID, Aprox, row_masses
 
 if TYPE_CHECKING:
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from otbilevel.ot.geometry import Geometry
 
 vector_kernels = vectors
+batch_kernels = generic_batch
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
-solve_laplacian = solve_batch = None
+solve_laplacian = None
 _BLOCK_ENTRIES = 2**19
 
 

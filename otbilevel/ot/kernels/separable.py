@@ -47,7 +47,7 @@ __all__ = [
 vector_kernels = vectors
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
-solve_laplacian = solve_batch = None
+solve_laplacian = None
 
 
 class SeparableKernel:

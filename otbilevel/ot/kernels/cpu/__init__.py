@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
-from otbilevel.ot.kernels.cpu import active, batch, dense, pcg, sparse, stored, vectors
+from otbilevel.ot.kernels.cpu import active, batches, dense, pcg, sparse, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
 from otbilevel.ot.kernels.pattern import ActiveSet
 
 sparse_kernels = sparse
 vector_kernels = vectors
+batch_kernels = batches
 interpolates = True
 
-_SWEEPS_PER_PROBLEM = 10
-"""About how many a problem takes, passes included."""
 _NOTHING = np.empty((0, 0), np.float32)
 _SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0)
 
@@ -164,26 +163,6 @@ def plan_product(cost: Any, f: np.ndarray, g: np.ndarray, reg: float, a: np.ndar
     shape = (width, m) if transpose else (1, 0)
     sums, _ = over_rows(dense.plan_product, n, n * m, shape, cost, f, g, 1.0 / reg, a, columns, transpose, out)
     return sums.T if transpose else out
-
-
-def solve_batch(
-    costs: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
-    reg: np.ndarray,
-    top: np.ndarray,
-    tol: float,
-    max_iter: int,
-    g: np.ndarray,
-    *,
-    warm: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Solve a stack; `top` is where paths begin, g where problems start if `warm`. Returns f, g, counts and figures."""
-    count, n, m = len(a), costs.shape[1], costs.shape[2]
-    f, g, counts, figures = np.zeros((count, n)), g.copy(), np.zeros((count, 3), np.int64), np.zeros((count, 4))
-    work = count * n * m * _SWEEPS_PER_PROBLEM
-    over_rows(batch.solve_problems, count, work, (1, 0), costs, a, b, reg, top, tol, max_iter, warm, f, g, counts, figures)
-    return f, g, counts, figures
 
 
 def active_set(cost: Any, plan: np.ndarray, u: np.ndarray, v: np.ndarray, cutoff: float, max_entries: float) -> ActiveSet | None:

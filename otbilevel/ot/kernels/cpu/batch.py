@@ -11,7 +11,8 @@ import numpy as np
 from otbilevel._core.result import Status
 from otbilevel.ot.kernels.aprox import RIGID
 from otbilevel.ot.kernels.cpu.compile import kernel
-from otbilevel.ot.kernels.cpu.dense import plan_sums, softmax_rows
+from otbilevel.ot.kernels.cpu.dense import extremes, plan_sums, softmax_rows
+from otbilevel.ot.kernels.cpu.exp import LOG2E, exp2
 from otbilevel.ot.kernels.cpu.stored import laplacian_product, plan_moments, scaling_pass, sharpen
 
 LEAST_SUM = 1e-300
@@ -219,7 +220,8 @@ def follow_path(cost, reg, top, tol, careful, a, b, f, g, k, u, v, c, max_iter):
     """Lower reg from `top` to its target. Returns the error there and the numbers of iterations and of Newton steps."""
     m, level, known, nit, steps, above = len(b), top, False, 0, 0, 0.0
     at_above, at_level, row_sums = np.empty(m), np.empty(m), np.empty(len(a))
-    error = sweep(cost, g, level, a, b, f, False, k, u, v, c)
+    f[:] = cost[:, 0]  # the range of the costs is some 8 level: that serves as shift
+    error = sweep(cost, g, level, a, b, f, True, k, u, v, c)
     while True:
         last = level <= reg
         target, most = (ENOUGH * tol, LAST_PASSES) if last else (LEVEL_ERROR, LEVEL_PASSES)
@@ -323,4 +325,38 @@ def solve_problems(low, high, sums, costs, a, b, regs, tops, tol, max_iter, warm
         counts[q, 0], counts[q, 1], counts[q, 2] = solve_one(
             cost, a[q], b[q], regs[q], tops[q], tol, max_iter, warm, f[q], g[q], k, u, v, c, figures[q]
         )
+    return 0.0
+
+
+@kernel
+def bounds(low, high, sums, costs, lows, highs, forbids):
+    """The smallest entry of the matrices [low, high), NaN if one is; the largest finite one; and whether one is +inf. Returns 0."""
+    n, m = costs.shape[1], costs.shape[2]
+    for q in range(low, high):
+        cost = costs[q]
+        if np.isfinite(extremes(0, n, sums, cost, lows[q : q + 1], highs[q : q + 1])):
+            continue
+        lows[q], highs[q] = np.inf, -np.inf
+        for i in range(n):
+            for j in range(m):
+                if np.isnan(cost[i, j]):
+                    lows[q] = np.nan
+                elif cost[i, j] == np.inf:
+                    forbids[q] = True
+                else:
+                    lows[q] = lows[q] if np.isnan(lows[q]) else min(lows[q], cost[i, j])
+                    highs[q] = max(highs[q], cost[i, j])
+    return 0.0
+
+
+@kernel
+def plans(low, high, sums, costs, f, g, regs, a, b, out):  # noqa: ARG001
+    """out <- a_i b_j exp((f_i + g_j - C_ij)/reg) of the problems [low, high). Returns 0."""
+    n, m = costs.shape[1], costs.shape[2]
+    for q in range(low, high):
+        cost, rate = costs[q if len(costs) > 1 else 0], LOG2E / regs[q]
+        for i in range(n):
+            row, target, weight, potential = cost[i], out[q, i], a[q, i], f[q, i]
+            for j in range(m):
+                target[j] = weight * b[q, j] * exp2((potential + g[q, j] - row[j]) * rate)
     return 0.0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core.array import Array
+from otbilevel.ot.kernels import generic_batch
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cuda import sparse, vectors
 from otbilevel.ot.kernels.cuda.cg import solve_laplacian
@@ -34,6 +35,7 @@ from otbilevel.ot.kernels.cuda.stored import (
 
 __all__ = [
     "active_set",
+    "batch_kernels",
     "cost_bounds",
     "extremes",
     "interpolates",
@@ -51,7 +53,6 @@ __all__ = [
     "sharpen",
     "shift_pass",
     "softmax_rows",
-    "solve_batch",
     "solve_laplacian",
     "sparse_kernels",
     "vector_kernels",
@@ -60,7 +61,7 @@ __all__ = [
 sparse_kernels = sparse
 vector_kernels = vectors
 interpolates = False
-solve_batch = None
+batch_kernels = generic_batch
 
 MARGIN = 20.0
 """By how much, in units of reg, an exponent must exceed the largest one so far before a sum is scaled down."""

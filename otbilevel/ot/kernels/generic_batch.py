@@ -1,4 +1,4 @@
-"""A stack of problems in the array API's own functions: what `kernels.cpu.batch` does, for every array library.
+"""A stack of problems in the array API's own functions: what `cpu.batch` does, for every array library.
 
 All problems go down a path in reg side by side, with the same number of passes at each level, so that a device need not wait for
 decisions. Newton's method then solves the (B, m, m) systems directly.
@@ -6,7 +6,9 @@ decisions. Newton's method then solves the (B, m, m) systems directly.
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
+from typing import Any
 
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.result import Status
@@ -71,10 +73,26 @@ class _Stack:
         return xp.where(xp.isfinite(x), x, xp.zeros_like(x))
 
 
+def bounds(costs: Array) -> tuple[Array, Array, Array]:
+    """As `cpu.batches.bounds`."""
+    xp = array_namespace(costs)
+    forbidden = math.inf == costs
+    high = xp.max(xp.where(forbidden, xp.full_like(costs, -math.inf), costs), axis=(1, 2))
+    low = xp.min(costs, axis=(1, 2))
+    return xp.astype(low, xp.float64), xp.astype(high, xp.float64), xp.any(forbidden, axis=(1, 2))
+
+
+def plans(costs: Array, f: Array, g: Array, reg: Array, a: Array, b: Array, dtype: Any) -> Array:
+    """As `cpu.batches.plans`."""
+    xp = array_namespace(a)
+    exponents = (f[:, :, None] + g[:, None, :] - xp.astype(costs, xp.float64)) / reg[:, None, None]
+    return xp.astype(a[:, :, None] * b[:, None, :] * xp.exp(exponents), dtype)
+
+
 def solve_batch(
     costs: Array, a: Array, b: Array, reg: Array, top: Array, tol: float, max_iter: int, g: Array, *, warm: bool
 ) -> tuple[Array, Array, Array, Array]:
-    """As `cpu.solve_batch`."""
+    """As `cpu.batches.solve_batch`."""
     xp, stack = array_namespace(a), _Stack(costs, a, b)
     nit = steps = 0
     if not warm:
