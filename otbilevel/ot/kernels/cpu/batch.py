@@ -20,7 +20,7 @@ LARGEST_SCALING = 1e120
 """Of v, and of 1/v: beyond it K is swept again."""
 LEVEL_ERROR, HARD_ERROR, CAREFUL_ERROR = 0.05, 5e-3, 1e-7
 """Errors at which a level is left, and Newton's method on a hard level ends, at first and on a careful path."""
-LEVEL_PASSES, LAST_PASSES = 14, 40
+LEVEL_PASSES, LAST_PASSES = 14.0, 40.0
 CAREFUL = 1.4
 """Factor by which reg falls on a careful path, after a run that stalled."""
 ENOUGH = 0.3
@@ -45,9 +45,9 @@ def misfit(b, c):
 
 
 @kernel
-def sweep(cost, g, reg, a, b, f, warm, k, u, v, c):
-    """Compute f(g), K and its column sums c. Returns the error."""
-    sums = np.zeros((1, len(g)))
+def sweep(cost, g, reg, a, b, f, k, u, v, c):
+    """Compute f(g), K and its column sums c; f serves as shift unless it is NaN. Returns the error."""
+    sums, warm = np.zeros((1, len(g))), not np.isnan(f[0])  # a literal would be compiled apart
     softmax_rows(0, len(a), sums, cost, g, 1.0 / reg, a, f, warm, 1.0, np.empty(0), True, k, RIGID)
     u[:], v[:], c[:] = 1.0, 1.0, sums[0]
     return misfit(b, c)
@@ -210,7 +210,7 @@ def newton(cost, reg, a, b, f, g, k, u, v, c, error, tol, most):
             error, _, _ = passes(a, b, k, u, v, c, error, 0.0, 1e9, 3)
             if not admits(v) or not moved:
                 fold(reg, f, g, k, u, v)
-                error = sweep(cost, g, reg, a, b, f, True, k, u, v, c)
+                error = sweep(cost, g, reg, a, b, f, k, u, v, c)
         history[step + 1] = error
     return error, most
 
@@ -221,7 +221,7 @@ def follow_path(cost, reg, top, tol, careful, a, b, f, g, k, u, v, c, max_iter):
     m, level, known, nit, steps, above = len(b), top, False, 0, 0, 0.0
     at_above, at_level, row_sums = np.empty(m), np.empty(m), np.empty(len(a))
     f[:] = cost[:, 0]  # the range of the costs is some 8 level: that serves as shift
-    error = sweep(cost, g, level, a, b, f, True, k, u, v, c)
+    error = sweep(cost, g, level, a, b, f, k, u, v, c)
     while True:
         last = level <= reg
         target, most = (ENOUGH * tol, LAST_PASSES) if last else (LEVEL_ERROR, LEVEL_PASSES)
@@ -249,7 +249,7 @@ def follow_path(cost, reg, top, tol, careful, a, b, f, g, k, u, v, c, max_iter):
                 v[j] = np.exp((g[j] - at_level[j]) / lower) if b[j] > 0.0 else 1.0
             error = sharpened(factor, lower, a, b, f, k, u, v, c, row_sums)
         else:
-            error = sweep(cost, g, lower, a, b, f, True, k, u, v, c)
+            error = sweep(cost, g, lower, a, b, f, k, u, v, c)
         at_above[:], above, level, known = at_level, level, lower, True
 
 
@@ -286,10 +286,12 @@ def certify(cost, reg, a, b, f, g, figures):
 def solve_one(cost, a, b, reg, top, tol, max_iter, warm, f, g, k, u, v, c, figures):
     """Solve a problem; f and g as `RowPlan` has them. Returns the status and the numbers of iterations and Newton steps."""
     nit = steps = 0
+    most = min(MAX_STEPS, max_iter)  # and no literal, for which numba would compile `newton` once more
     for attempt in range(0 if warm else 1, 3):  # from the start, by a path, by a careful path
         if attempt == 0:
-            error = sweep(cost, g, reg, a, b, f, False, k, u, v, c)
-            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, MAX_STEPS)
+            f[:] = np.nan
+            error = sweep(cost, g, reg, a, b, f, k, u, v, c)
+            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, most)
             nit, steps = more, more
         else:
             for j in range(len(b)):
@@ -306,8 +308,8 @@ def solve_one(cost, a, b, reg, top, tol, max_iter, warm, f, g, k, u, v, c, figur
                     return NOT_FINITE, nit, steps
                 if nit >= max_iter:
                     return LIMIT, nit, steps
-            error = sweep(cost, g, reg, a, b, f, True, k, u, v, c)
-            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, MAX_STEPS)
+            error = sweep(cost, g, reg, a, b, f, k, u, v, c)
+            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, most)
             nit, steps = nit + more, steps + more
     return STALLED, nit, steps
 
