@@ -65,6 +65,16 @@ class Monitor:
         return self.status is not None
 
     @property
+    def watched(self) -> bool:
+        """Whether each iteration matters as it comes: to a callback, a progress bar or a time limit."""
+        return self.callback is not None or self._bar is not None or self.time_limit < math.inf
+
+    @property
+    def left(self) -> int:
+        """How many iterations there may still be."""
+        return self.max_iter - self.nit
+
+    @property
     def seconds(self) -> float:
         """Wall time since the start."""
         return time.perf_counter() - self._start

@@ -19,7 +19,7 @@ from functools import cached_property
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.ot.kernels import aprox
 from otbilevel.ot.kernels.aprox import Aprox
-from otbilevel.ot.penalties import KL, Linear, Penalty
+from otbilevel.ot.penalties import KL, Fixed, Linear, Penalty
 
 LONGEST = 100.0
 """Step of a potential, in units of reg, up to which L has to be right: it is clipped long before."""
@@ -50,8 +50,15 @@ class Marginals:
     column_weights: Array
 
     @cached_property
-    def _log_weights(self) -> Array:
+    def log_weights(self) -> Array:
+        """log(column_weights)."""
         return array_namespace(self.column_weights).log(self.column_weights)
+
+    @property
+    def strengths(self) -> tuple[float, float] | None:
+        """Those of Kullback-Leibler's prices of rows and columns, infinite for a fixed marginal; None for other prices."""
+        found = [p.strength if isinstance(p, KL) else math.inf for p in (self.rows, self.columns) if isinstance(p, (KL, Fixed))]
+        return (found[0], found[1]) if len(found) == 2 else None
 
     def aprox(self, reg: float) -> Aprox:
         """Of the rows, for the kernels."""
@@ -75,7 +82,7 @@ class Marginals:
 
     def public(self, g: Array, reg: float) -> Array:
         """The public potential of the columns."""
-        return g - reg * self._log_weights
+        return g - reg * self.log_weights
 
     def project(self, g: Array, reg: float) -> Array:
         """The admissible g nearest to the given one."""
@@ -83,7 +90,7 @@ class Marginals:
         if least == -math.inf and most == math.inf:
             return g
         xp = array_namespace(g)
-        return xp.clip(self.public(g, reg), least, most) + reg * self._log_weights
+        return xp.clip(self.public(g, reg), least, most) + reg * self.log_weights
 
     def target(self, g: Array, reg: float, sums: Array) -> Array:
         """What the columns should hold at g, where they hold `sums`."""

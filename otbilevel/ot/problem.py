@@ -231,12 +231,13 @@ def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tu
     if weights.dtype != xp.float64:
         msg = f"{name} was asked for in double precision and came as {weights.dtype}: switch double precision on in its library"
         raise TypeError(msg)
-    for bad, what in ((xp.isnan(weights), "NaN"), (xp.isinf(weights), "infinite"), (weights < 0, "negative")):
-        if bool(xp.any(bad)):
-            index = int(xp.argmax(xp.astype(bad, xp.int64)))
-            msg = f"{name} must hold finite weights >= 0, but {name}[{index}] is {what} ({float(weights[index])!r})"
-            raise ValueError(msg)
-    largest = float(xp.max(weights))
+    least, largest = float(xp.min(weights)), float(xp.max(weights))
+    if not (least >= 0 and largest < float("inf")):
+        for bad, what in ((xp.isnan(weights), "NaN"), (xp.isinf(weights), "infinite"), (weights < 0, "negative")):
+            if bool(xp.any(bad)):
+                index = int(xp.argmax(xp.astype(bad, xp.int64)))
+                msg = f"{name} must hold finite weights >= 0, but {name}[{index}] is {what} ({float(weights[index])!r})"
+                raise ValueError(msg)
     total = float(xp.sum(weights / largest)) * largest if largest > 0 else 0.0
     if not 0 < total < float("inf"):
         msg = f"{name} must have positive, finite total mass, got {total!r}"

@@ -27,6 +27,10 @@ from otbilevel.ot.marginals import Marginals
 
 SMALLEST_SHARE = 1e-9
 """Of the degree of a column that the diagonal of the Laplacian may be: the difference of the two cancels."""
+LONGEST_STEP = 60.0
+"""Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
+LEAST_SUM = 1e-300
+"""What a column sum that underflowed is taken for."""
 LARGEST_SCALING = 600.0
 """Logarithm up to which a scaling neither overflows nor lets K v underflow."""
 
@@ -156,6 +160,14 @@ class RowPlan(ABC):
     @abstractmethod
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         """Move to the last sweep's g plus reg log v, by products with the K of that sweep."""
+
+    def scaling_passes(self, b: Array, *, target: float, most: int, expected: float) -> tuple[Array, list[float]] | None:  # noqa: ARG002 -- for plans that can
+        """What `sinkhorn.scale` does, in one compiled call: at most `most` passes, until the error is `target`.
+
+        Less where, after some passes, the contraction promises the target within more than `expected`. Returns g moved by the half
+        step that is free, and the errors after each pass; None where the passes had better be taken one by one.
+        """
+        return None
 
     @property
     def log_v(self) -> Array:

@@ -11,13 +11,9 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import RowPlan
+from otbilevel.ot.row_plan import LEAST_SUM, LONGEST_STEP, RowPlan
 from otbilevel.ot.run import Run
 
-LONGEST_STEP = 60.0
-"""Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
-LEAST_SUM = 1e-300
-"""What a column sum that underflowed is taken for."""
 STALL_WINDOW = 50
 """Iterations without progress near the rounding floor after which nothing more is to be had."""
 

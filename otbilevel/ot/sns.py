@@ -144,6 +144,8 @@ DRIFT_MARGIN = 10.0
 """By how much (in units of reg) potentials may move before the active set is made anew."""
 MAX_REBUILDS = {False: 30, True: 3}
 """How often the active set is made anew at the target, and on a level of the path. Clouds at 1e-6 of the range need that many."""
+SMALL = 2**16
+"""Pairs up to which the plan is stored in double precision, and never sparse: it fits the cache, and what counts are calls."""
 MAX_ACTIVE = 2**25
 """Entries of an active set, however large the problem: half a gigabyte."""
 
@@ -158,6 +160,9 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
     run = Run(problem, monitor, options.memory)
     if options.variant == "paper":
         return sns_paper.solve(run, options.n_sinkhorn or 20, options.hessian_density)
+    n, m = problem.geometry.shape
+    if n * m <= SMALL:
+        return solve_robust(run.make_plan(single=False), replace(options, active_density=0.0), run)
     return solve_robust(run.make_plan(single=True), options, run)
 
 
@@ -190,7 +195,8 @@ def attempt(plan: RowPlan, schedule: Schedule, active_density: float, run: Run, 
         if not on_active_set(plan, density, rule, run):
             newton(plan, replace(schedule.final, single=schedule.first), run)
         g = plan.g
-    if plan.single and (run.stopped or not max(tol, CERTIFIED_FROM) < run.error(plan) < math.inf):
+    away = plan.reg != run.problem.reg  # stopped on the way
+    if away or (plan.single and (run.stopped or not max(tol, CERTIFIED_FROM) < run.error(plan) < math.inf)):
         plan.sweep(g, run.problem.reg)  # else the first step still does well with a gradient in single precision
     newton(plan, replace(schedule.final, tol=tol), run)
 
@@ -201,9 +207,9 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
     reg, g, previous = enter(plan, run, start, schedule.easy)
     while True:
         last = reg <= problem.reg
-        if not run.report(plan) or (last and run.error(plan) <= CERTIFIED_FROM):
+        if not run.report(plan) or (last and run.error(plan) <= (CERTIFIED_FROM if plan.single else problem.tol)):
             return g, run.error(plan)
-        g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
+        g, errors = _scale_level(plan, run, last=last)
         if not plan.admits((g - plan.g) / reg + plan.log_v):
             plan.sweep(g, reg, single=True)
             errors.append(run.error(plan))
@@ -228,23 +234,46 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
             plan.sweep(g, reg, single=True)
 
 
+def _scale_level(plan: RowPlan, run: Run, *, last: bool) -> tuple[Array, list[float]]:
+    """Scaling passes at a level of the path; where nobody watches, a small plan takes them in one call."""
+    rule = _LevelRule(plan, run, *_level_target(plan, run, last=last))
+    before = run.error(plan)
+    found = None if run.monitor.watched else plan.scaling_passes(
+        run.problem.b, target=rule.target, most=run.monitor.left, expected=rule.expected
+    )  # fmt: skip
+    if found is None:
+        return scale(plan, run.problem.b, rule)
+    g, errors = found
+    run.offer(plan)
+    for error in errors:
+        run.monitor.record(marginal_error=error, reg=plan.reg)
+    return g, [before, *errors]
+
+
+def _level_target(plan: RowPlan, run: Run, *, last: bool) -> tuple[float, float]:
+    """The error at which a level is left, and the passes within which it must be in sight."""
+    if not last:
+        return LEVEL_ERROR, 14
+    return (1e-6, 24) if plan.single else (max(0.3 * run.problem.tol, 1e-300), 40)
+
+
 @dataclass(frozen=True)
 class _LevelRule:
     """When to leave a level: after three passes, unless the measured contraction promises the target within few more."""
 
     plan: RowPlan
     run: Run
-    last: bool
+    target: float
+    expected: float
 
     def __call__(self, errors: list[float]) -> bool:
         """Decide from the errors before and after each pass so far."""
-        target, at_most = (1e-6, 24) if self.last else (LEVEL_ERROR, 14)
-        if not self.run.report(self.plan) or errors[-1] <= target:
+        if not self.run.report(self.plan) or errors[-1] <= self.target:
             return True
         passes, contraction = len(errors) - 1, errors[-1] / errors[-2]
         if passes < 3:
             return False
-        return contraction >= 1 or passes + math.log(target / errors[-1]) / math.log(contraction) > at_most
+        return contraction >= 1 or passes + math.log(self.target / errors[-1]) / math.log(contraction) > self.expected
 
 
 def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from otbilevel._core.array import Array
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.marginals import Marginals
-from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
+from otbilevel.ot.row_plan import LARGEST_SCALING, LEAST_SUM, LONGEST_STEP, Laplacian, RowPlan, Work
 
 SQUARINGS = {2.0: 1, 4.0: 2}
 """How often entries of K are squared when reg falls by a factor."""
@@ -24,7 +24,7 @@ HEADROOM = 40.0
 """Of the powers in single precision, whose largest may be far below 1."""
 SMALLEST_EXPONENT = {True: 87.0, False: 708.0}
 """Entries of exp(-this), in single and double precision, are the smallest that are stored."""
-REACH = {True: 50.0, False: 600.0}
+REACH = {True: 50.0, False: 300.0}
 """How far apart scalings may be before smaller ones could matter."""
 
 
@@ -82,7 +82,7 @@ class StoredPlan(RowPlan):
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
         start = self._f if self._u is None else self.row_potentials()
-        self.single = single
+        self.single = single = single and self._stores_single
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation, aprox=self.aprox(reg)
         )
@@ -127,6 +127,35 @@ class StoredPlan(RowPlan):
         )
         self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
 
+    def scaling_passes(self, b: Array, *, target: float, most: int, expected: float) -> tuple[Array, list[float]] | None:
+        compiled = getattr(self.kernels, "scaling_passes", None)  # only kernels of NumPy arrays have one
+        strengths = (math.inf, math.inf) if self.marginals is None else self.marginals.strengths
+        if compiled is None or strengths is None or not self.complete:
+            return None
+        log_weights = b if self.marginals is None else self.marginals.log_weights
+        found = compiled(
+            *(self._k, self.a, b, log_weights, strengths, self._f, self._base_g, self.reg),
+            *(self._u, self.log_v, self.column_sums, self.marginal_error(b)),
+            target=target,
+            most=most,
+            expected=expected,
+            reach=self.reach,
+            limits=(LEAST_SUM, LONGEST_STEP, LARGEST_SCALING),
+        )
+        if found is None:
+            return None
+        u, log_v, sums, after, errors = found
+        if errors:
+            self.work.products += len(errors)
+            self.single = self.single or self._stores_single
+            self._u, self._v, self.g = u, self.xp.exp(log_v), self._base_g + self.reg * log_v
+            self.column_sums, self.row_error = sums, 0.0
+        return self._base_g + self.reg * after, errors
+
+    def move(self, g: Array, *, single: bool) -> None:
+        """Scaled entries in double precision are as good as fresh ones."""
+        super().move(g, single=single or not self._stores_single)
+
     def lower(self, g: Array, reg: float) -> None:
         """By powers of the entries where reg is halved or quartered, which needs neither the cost nor an exponential.
 
@@ -134,7 +163,7 @@ class StoredPlan(RowPlan):
         """
         squarings = SQUARINGS.get(self.reg / reg)
         log_v = (g - self._base_g) / reg
-        accurate = self.marginals is None and self._stores_single and self._swept_reg <= LONGEST_CHAIN * reg
+        accurate = self.marginals is None and self._swept_reg <= LONGEST_CHAIN * reg
         if squarings is None or not (accurate and self.admits(2.0 * log_v)):
             self.sweep(g, reg, single=True)
             return
@@ -143,7 +172,7 @@ class StoredPlan(RowPlan):
         self._k, row_sums, self.column_sums = self.kernels.sharpen(self._k, self.a, self.xp.exp(log_v - middle), squarings)
         self._f = self._f - reg * (self.xp.log(row_sums) + middle)
         self._arrive(g, reg)
-        self.single, self.row_error = True, 0.0
+        self.single, self.row_error = self._stores_single, 0.0
 
     def row_potentials(self) -> Array:
         return self._f + self.reg * self.xp.log(self._u)

@@ -28,7 +28,7 @@ class UnbalancedPlan(EntropicPlan):
         assert self.problem.marginals is not None
         return self.problem.marginals
 
-    @property
+    @cached_property
     def marginal_error(self) -> float:
         """L1 distance of both marginals from what the potentials prescribe, relative to the mean mass of a and b."""
         p, m, xp = self.problem, self._marginals, self.problem.xp

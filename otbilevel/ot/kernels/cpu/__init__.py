@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
-from otbilevel.ot.kernels.cpu import active, batches, dense, pcg, sparse, stored, vectors
+from otbilevel.ot.kernels.cpu import active, batches, dense, passes, pcg, sparse, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
 from otbilevel.ot.kernels.pattern import ActiveSet
@@ -22,6 +22,8 @@ vector_kernels = vectors
 batch_kernels = batches
 interpolates = True
 
+_UNINTERRUPTED = 2**19
+"""Entries of a plan up to which many passes are one call: some milliseconds."""
 _NOTHING = np.empty((0, 0), np.float32)
 _SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0)
 
@@ -87,6 +89,36 @@ def scaling_pass(
     out = u.copy()
     sums, row_error = over_rows(stored.scaling_pass, n, _products(n * m), (1, m), plan, a, out, v, relaxation, f, 1.0 / reg, aprox)
     return out, sums[0], row_error
+
+
+def scaling_passes(
+    plan: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    log_weights: np.ndarray,
+    strengths: tuple[float, float],
+    f: np.ndarray,
+    g: np.ndarray,
+    reg: float,
+    u: np.ndarray,
+    log_v: np.ndarray,
+    sums: np.ndarray,
+    error: float,
+    *,
+    target: float,
+    most: int,
+    expected: float,
+    reach: float,
+    limits: tuple[float, float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[float]] | None:
+    """See `passes`. Returns u, log v, column sums, log v after, errors; None for a plan that is not small."""
+    if plan.size > _UNINTERRUPTED:
+        return None
+    u, here, sums, after, errors = u.copy(), log_v.copy(), sums.copy(), np.empty_like(log_v), np.empty(most)
+    done = passes.scaling_passes(
+        plan, a, b, log_weights, strengths, f, g, reg, u, here, after, sums, error, target, expected, reach, limits, errors
+    )
+    return u, here, sums, after, errors[:done].tolist()
 
 
 def shift_pass(plan: np.ndarray, a: np.ndarray, growth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
