@@ -152,6 +152,22 @@ class StoredPlan(RowPlan):
             self.column_sums, self.row_error = sums, 0.0
         return self._base_g + self.reg * after, errors
 
+    def averaged_passes(self, f: Array, *, target: float, most: int) -> tuple[Array, Array, list[float]] | None:
+        """Transport of a measure to itself from where K was swept at f, in one compiled call, see `symmetric`.
+
+        Returns the last f, the step from there, and the errors on the way; None where iterations had better be taken one by one.
+        """
+        compiled = getattr(self.kernels, "averaged_passes", None)  # only kernels of NumPy arrays have one
+        strengths = (math.inf, math.inf) if self.marginals is None else self.marginals.strengths
+        if compiled is None or strengths is None or self._stores_single:
+            return None
+        found: tuple[Array, Array, list[float]] | None = compiled(
+            self._k, self.a, strengths[0], self.row_potentials(), f, self.reg, target=target, most=most
+        )
+        if found is not None:
+            self.work.products += len(found[2])
+        return found
+
     def move(self, g: Array, *, single: bool) -> None:
         """Scaled entries in double precision are as good as fresh ones."""
         super().move(g, single=single or not self._stores_single)

@@ -21,11 +21,14 @@ from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.start import Start
+from otbilevel.ot.stored_plan import StoredPlan
 
 DEPTH = 6
 """Differences that Anderson's mixing keeps."""
 MOST = 100
 """Iterations after which the general method takes over; a dozen do where exp(-C/reg) is positive semi-definite."""
+MOST_AVERAGED = 60
+"""Plain averaged iterations, which halve the error at least, in one call."""
 SINGLE_UNTIL = 1e-5
 """Error down to which single precision does."""
 SLOW = 0.7
@@ -41,10 +44,12 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
 
     Where mixing fails, as it may without a positive semi-definite kernel, `sns` goes on from there.
     """
-    run = Run(problem, monitor, memory)
-    plan, side = run.make_plan(single=True), _Side(problem)
+    run, small = Run(problem, monitor, memory), problem.a.shape[0] ** 2 <= sns.SMALL
+    plan, side = run.make_plan(single=not small), _Side(problem)
     f = side.admissible(problem.xp.zeros_like(problem.a) if problem.start is None else problem.start.g)
-    mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None
+    if small and _in_one_call(plan, side, run, f):
+        return run.finish("symmetric")
+    mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None and not small
     for _ in range(MOST):
         _move(plan, f + side.log_weights, run, single=single)
         step, error = side.step(f, plan.row_potentials())
@@ -69,6 +74,21 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
     if not run.best_error <= problem.tol and not run.stopped:
         return _generally(problem, run)
     return run.finish("symmetric")
+
+
+def _in_one_call(plan: RowPlan, side: _Side, run: Run, f: Array) -> bool:
+    """Plain averaged iterations on a small plan, which do where exp(-C/reg) is positive semi-definite; whether they converged."""
+    problem = run.problem
+    plan.sweep(f + side.log_weights, problem.reg)
+    most, watched = min(MOST_AVERAGED, run.monitor.left), run.monitor.watched
+    found = None if watched or not isinstance(plan, StoredPlan) else plan.averaged_passes(f, target=problem.tol, most=most)
+    if found is None:
+        return False
+    f, step, errors = found
+    for error in errors:
+        run.monitor.record(marginal_error=error, reg=problem.reg)
+    run.best_error, run.best = errors[-1], (f + step, f + step + side.log_weights)
+    return run.best_error <= problem.tol or run.stopped
 
 
 class _Side:

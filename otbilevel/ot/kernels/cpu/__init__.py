@@ -121,6 +121,17 @@ def scaling_passes(
     return u, here, sums, after, errors[:done].tolist()
 
 
+def averaged_passes(
+    plan: np.ndarray, a: np.ndarray, strength: float, soft: np.ndarray, f: np.ndarray, reg: float, *, target: float, most: int
+) -> tuple[np.ndarray, np.ndarray, list[float]] | None:
+    """See `passes`. Returns f, the step from there, and errors; None for a plan that is not small."""
+    if plan.size > _UNINTERRUPTED:
+        return None
+    f, step, errors = f.copy(), np.empty_like(f), np.empty(most)
+    done = passes.averaged_passes(plan, a, strength, soft, f, reg, target, errors, step)
+    return f, step, errors[:done].tolist()
+
+
 def shift_pass(plan: np.ndarray, a: np.ndarray, growth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n, m = plan.shape
     change = np.empty(n)
