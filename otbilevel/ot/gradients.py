@@ -74,9 +74,9 @@ def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:
 
     At the optimum the value is max_(f, g) <a, f> + <b, g> - reg sum_ij a_i b_j (exp((f_i + g_j - C_ij)/reg) - 1), so that
     its derivative in a_i is f_i - reg sum_j b_j (exp(...) - 1) = f_i + reg (mass - 1), also where a_i is 0, and in C it is P.
+    Under constraints the same holds with the costs C - sum_k lam_k D_k in the exponent.
     """
     problem = plan.problem
-    require_unconstrained(problem)
     names = wanted(wrt, problem)
     xp, dtype, found = problem.xp, problem.dtype, OTGradient()
     if {"a", "b"} & names:
@@ -102,6 +102,7 @@ def wanted(wrt: Iterable[str] | None, problem: OTProblem) -> set[str]:
         if name not in known and not (name == "C" and isinstance(problem.whole, PointCloud)):
             kind = type(problem.whole).__name__
             after = "" if problem.reg > 0 else ' after method="exact"'
+            after = " under constraints, which are held fixed" if problem.constraints is not None else after
             msg = f"wrt must hold names among {', '.join(known)} for a {kind}{after}; got {name!r}"
             raise ValueError(msg)
     return set(names)
@@ -110,10 +111,7 @@ def wanted(wrt: Iterable[str] | None, problem: OTProblem) -> set[str]:
 def require_unconstrained(problem: OTProblem) -> None:
     """Refuse the problems whose derivatives are not known here."""
     if problem.constraints is not None:
-        msg = (
-            "the result belongs to transport under constraints, whose derivatives are not implemented: use finite differences of "
-            "its value"
-        )
+        msg = "the result belongs to transport under constraints, of which only the value has derivatives here: use `gradient`"
         raise ValueError(msg)
 
 

@@ -250,8 +250,8 @@ class OTResult(Result):
         sum_j P_ij dc(x_i, y_j)/dx_i, without an n x m array: for squared Euclidean and cosine costs two products with the plan,
         for the others blocks of rows. At a zero weight it is the derivative to the right. The error is of the order of
         `marginal_error` times the range of the cost. After ``method="exact"`` it is a subgradient, as the value has kinks.
-        Where a marginal has a price, the derivative of its penalty takes the place of the potential. Under constraints there is
-        none.
+        Where a marginal has a price, the derivative of its penalty takes the place of the potential. Under constraints, which are
+        held fixed, there are those in a, b, C and reg; `multipliers` are those in the bounds.
         Derivatives of other outputs, and second ones, take a linear solve: see `otbilevel.ot.linearize`.
 
         Examples

@@ -331,12 +331,41 @@ def test_what_has_no_derivatives_yet_says_so():
     constrained = solve_ot(None, None, C, reg=0.1, constraints=PlanConstraint(C, -np.inf, 0.45))
     partial = solve_ot(None, None, C, reg=0.1, unbalanced=PartialMass(0.6))
     for derive, word in (
-        (constrained.gradient, "constraints"),
         (lambda: linearize(constrained), "constraints"),
         (lambda: linearize(partial), "PartialMass"),
     ):
         with pytest.raises(ValueError, match=word):
             derive()
+
+
+@pytest.mark.parametrize("mass", [1.0, 1.7])
+@pytest.mark.parametrize("cloud", [False, True])
+def test_gradient_under_constraints(cloud, mass):
+    rng = np.random.default_rng(0)
+    a, b = (mass * w / w.sum() for w in (rng.uniform(0.5, 1.5, 6), rng.uniform(0.5, 1.5, 5)))
+    x, y, D, E = rng.random((6, 2)), rng.random((5, 2)), rng.random((6, 5)), rng.random((6, 5))
+    C = ((x[:, None] - y) ** 2).sum(-1)
+    free, cost = solve_ot(a, b, C, reg=0.1).plan, PointCloud(x, y) if cloud else C
+    bounds = 0.95 * np.sum(D * free), 1.02 * np.sum(E * free)
+
+    def solve(a=a, b=b, C=cost, reg=0.1, bounds=bounds):
+        constraints = [PlanConstraint(D, -np.inf, bounds[0]), PlanConstraint(E, bounds[1], bounds[1])]
+        return solve_ot(a, b, C, reg=reg, constraints=constraints, tol=1e-12)
+
+    result = solve()
+    gradient, da, db, dC = result.gradient(), rng.standard_normal(6), rng.standard_normal(5), rng.standard_normal((6, 5))
+    db, h = db + (da.sum() - db.sum()) / 5, 1e-5
+    changes = {
+        "weights": (lambda t: solve(a + t * da, b + t * db), gradient.a @ da + gradient.b @ db),
+        "costs": (lambda t: solve(C=C + t * dC), np.sum(gradient.C * dC)),
+        "reg": (lambda t: solve(reg=0.1 + t), gradient.reg),
+        "bounds": (lambda t: solve(bounds=(bounds[0] + t, bounds[1] - 2 * t)), result.multipliers @ [1.0, -2.0]),
+    }
+    for name, (change, expected) in changes.items():
+        found = (change(h).value - change(-h).value) / (2 * h)
+        assert found == pytest.approx(expected, abs=1e-6), name
+    with pytest.raises(ValueError, match="a, b, C, reg for a DenseCost under constraints, which are held fixed; got 'x'"):
+        result.gradient("x")
 
 
 @pytest.mark.parametrize("prices", [0.3, (None, 0.2), TotalVariation(0.05), (KL(0.1), AtMost(0.05)), PartialMass(0.6)], ids=str)
