@@ -17,7 +17,8 @@ and then solves with a globally thresholded Hessian. Made robust, the two stages
 Sweeps, with an exponential for each entry, are few: between levels whose reg halves or quarters the stored entries are squared, and
 trial steps scale them. Newton's method starts from the plan that the scaling passes left.
 
-A run that stalls is repeated with a tighter path, by sweeps.
+A run that stalls is repeated with a tighter path, by sweeps. A small plan is stored in double precision: what it takes to scale it
+is then as good as a sweep, and the scaling passes of a level are one compiled call.
 """
 
 from __future__ import annotations
