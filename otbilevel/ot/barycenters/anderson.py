@@ -16,7 +16,7 @@ from types import ModuleType
 
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.monitor import Monitor
-from otbilevel.ot.barycenters.newton import disagreement, iterate
+from otbilevel.ot.barycenters.newton import iterate
 from otbilevel.ot.barycenters.stack import Best, PlanStack, Point
 
 MEMORY = 6
@@ -38,10 +38,7 @@ def accelerate(stack: PlanStack, w: Array, start: Point, tol: float, monitor: Mo
     while True:
         scalings, h = point[:-1, :], point[-1, :]
         stack.move(scalings, h)
-        log_b = h + w @ stack.log_sums
-        log_b = log_b - log_mass(xp, log_b)  # the plans do not see the mass of b
-        b, diagonal = xp.exp(log_b), xp.exp(h + stack.self_log_sums)
-        error = max(disagreement(xp, stack.column_sums, b), float(xp.sum(xp.abs(diagonal - b))))
+        b, error, step, metric = stack.kernels.debiased_step(point, w, stack.log_sums, stack.column_sums, stack.self_log_sums)
         finite = math.isfinite(error)
         if finite:
             best.offer(error, Point(scalings, h))
@@ -52,15 +49,7 @@ def accelerate(stack: PlanStack, w: Array, start: Point, tol: float, monitor: Mo
                 return
             point, history = xp.concat([best.point.scalings, best.point.h[None, :]]), Anderson(fresh=True)
             continue
-        target = xp.concat([log_b - stack.log_sums, (0.5 * (h + log_b - stack.self_log_sums))[None, :]])
-        metric = xp.sqrt(xp.concat([w[:, None] * stack.column_sums, diagonal[None, :]]))
-        point = history.step(point, target - point, metric)
-
-
-def log_mass(xp: ModuleType, log_b: Array) -> float:
-    """log sum exp(log b)."""
-    top = float(xp.max(log_b))
-    return top + math.log(float(xp.sum(xp.exp(log_b - top))))
+        point = history.step(point, step, metric)
 
 
 class Anderson:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from otbilevel._core.array import Array
 from otbilevel.ot.barycenters.problem import BarycenterProblem
-from otbilevel.ot.barycenters.shared import inverse
 from otbilevel.ot.barycenters.stack import PlanStack
 from otbilevel.ot.kernels.separable import SeparableKernel, plan_sums
 
@@ -17,6 +16,7 @@ class GridStack(PlanStack):
 
     def __init__(self, problem: BarycenterProblem, reg: float) -> None:
         xp = self.xp = problem.xp
+        self.kernels = problem.kernels
         count = len(problem.grids)
         self.reg, self._a, self._grids = reg, problem.inputs, problem.grids
         parts = [slice(0, count)] if problem.shared else [slice(k, k + 1) for k in range(count)]
@@ -38,11 +38,15 @@ class GridStack(PlanStack):
         self.log_scalings = log_scalings
         self.log_sums = xp.concat([columns.log_sums for columns in self._columns])
         self.column_sums = xp.exp(log_scalings + self.log_sums)
-        self.self_log_sums = None if h is None else SeparableKernel(self._grids[0], reg * h, reg).log_sums
+        self.h, self.self_log_sums = h, None if h is None else self._soft_maxima(h)
         self.passes += 2
 
+    def _soft_maxima(self, h: Array) -> Array:
+        log_sums: Array = SeparableKernel(self._grids[0], self.reg * h, self.reg).log_sums
+        return log_sums
+
     def prepare(self) -> Array:
-        return inverse(self.column_sums)
+        return self.kernels.inverse(self.column_sums)
 
     def laplacian_product(self, x: Array) -> Array:
         self.passes += 2

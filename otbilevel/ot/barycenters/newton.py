@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from otbilevel._core.array import Array
@@ -32,31 +31,16 @@ STALL_WINDOW = 12
 """Steps within which the error must halve."""
 
 
-def geometric_mean(xp: ModuleType, w: Array, log_sums: Array) -> tuple[Array, Array]:
-    """log of prod_k (K' u_k)^w_k, which is Benamou et al. (2015), equation (4.9), and the same with unit mass."""
-    log_b = w @ log_sums
-    log_b = log_b - xp.max(log_b)
-    b = xp.exp(log_b)
-    return log_b, b / xp.sum(b)
-
-
-def disagreement(xp: ModuleType, column_sums: Array, b: Array) -> float:
-    """The largest L1 distance of a plan's columns from b."""
-    return float(xp.max(xp.sum(xp.abs(column_sums - b), axis=1)))
-
-
 def newton(stack: PlanStack, w: Array, start: Array, tol: float, monitor: Monitor, best: Best) -> Array:
     """Iterate from the log scalings `start` until the error is at most `tol`; return where that ended."""
-    xp = stack.xp
-    log_scalings = start
+    log_scalings, h = start, stack.xp.zeros_like(start[0, :])
     stack.move(log_scalings)
     errors: list[float] = []
     projections, smoothing = 0, 0
     while True:
-        log_b, b = geometric_mean(xp, w, stack.log_sums)
-        error = disagreement(xp, stack.column_sums, b)
+        log_b, b, error = stack.kernels.geometric_mean(w, stack.log_sums, stack.column_sums)  # Benamou et al. (2015), (4.9)
         errors.append(error)
-        best.offer(error, Point(log_scalings, xp.zeros_like(b)))
+        best.offer(error, Point(log_scalings, h))
         go_on = monitor.record(iterate(b), marginal_error=error, reg=stack.reg)
         if not go_on or error <= tol:
             return log_scalings
@@ -88,51 +72,33 @@ def _projection_is_next(errors: list[float], tol: float, projections: int) -> bo
 
 def _direction(stack: PlanStack, w: Array, b: Array, error: float, tol: float, interrupt: Callable[[], bool]) -> tuple[Array, bool]:
     """The Newton step, to an accuracy that suits the present error, and whether it had to be clipped."""
-    xp, columns = stack.xp, w[:, None]
-    larger = xp.maximum(stack.column_sums, b)
-    positive = larger > 0
-    balance = xp.where(positive, stack.column_sums / xp.where(positive, larger, xp.ones_like(larger)), xp.ones_like(larger))
-    inverse_diagonal = balance * stack.prepare()  # of a column of next to no weight that lacks it, a step of 1 is enough
-    shares = columns * inverse_diagonal
-    shares = shares / xp.sum(shares, axis=0)
-
-    def precondition(r: Array) -> Array:
-        return inverse_diagonal * (r - xp.sum(shares * r, axis=0))  # the multiplier makes sum_k w_k z_k = 0
-
-    def inner(x: Array, y: Array) -> float:
-        return float(xp.sum(columns * x * y))
-
+    xp, kernels = stack.xp, stack.kernels
+    # Of a column of next to no weight that lacks it, a step of 1 is enough: hence the balance. Shares make sum_k w_k z_k = 0.
+    preconditioner = *kernels.balance(stack.prepare(), stack.column_sums, b, w), w
     r = b - stack.column_sums
-    x, z = xp.zeros_like(r), precondition(r)
-    p, rz = z, inner(r, z)
-    target = max(min(0.1, error), 0.3 * tol / error) ** 2 * rz
+    p, rz = kernels.precondition(r, *preconditioner)
+    x, target = xp.zeros_like(r), max(min(0.1, error), 0.3 * tol / error) ** 2 * rz
     for _ in range(MAX_CG):
         if not rz > target or interrupt():
             break
-        q = stack.laplacian_product(p)
-        curvature = inner(p, q)
-        if not 0 < curvature < math.inf:
+        step = kernels.cg_step(x, r, p, stack.laplacian_product(p), rz, *preconditioner)
+        if not 0 < step[-1] < math.inf:  # the curvature
             break
-        alpha = rz / curvature
-        x, r = x + alpha * p, r - alpha * q
-        z = precondition(r)
-        rz, previous = inner(r, z), rz
-        p = z + (rz / previous) * p
+        x, r, p, rz, _ = step
     largest = float(xp.max(xp.abs(x)))
     if not largest > CLIP:
         return x, largest == 0.0
     x = xp.clip(x, -CLIP, CLIP)
-    return x - xp.sum(columns * x, axis=0), True
+    return x - w @ x, True
 
 
 def _line_search(stack: PlanStack, w: Array, x: Array, b: Array) -> tuple[Array, float]:
     """Move along the concave dual until the slope has halved: values drown in rounding long before slopes do."""
-    xp, start, length = stack.xp, stack.log_scalings, 1.0
-    columns = w[:, None]
-    slope = float(xp.sum(columns * (b - stack.column_sums) * x))
+    inner, start, length = stack.kernels.inner, stack.log_scalings, 1.0
+    slope = inner(w, b - stack.column_sums, x)
     for _ in range(8):
         stack.move(start + length * x)
-        trial = -float(xp.sum(columns * stack.column_sums * x))
+        trial = -inner(w, stack.column_sums, x)
         if trial >= -0.5 * slope:
             return stack.log_scalings, length
         length *= 0.5

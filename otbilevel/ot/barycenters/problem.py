@@ -13,6 +13,7 @@ import numpy as np
 from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, device
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.grid import Grid
+from otbilevel.ot.kernels import select
 from otbilevel.ot.problem import make_geometry
 
 SAME_MASS = {False: 1e-6, True: 1e-4}
@@ -57,6 +58,12 @@ class BarycenterProblem:
     def xp(self) -> ModuleType:
         """Array namespace of all arrays."""
         return array_namespace(self.inputs[0])
+
+    @property
+    def kernels(self) -> ModuleType:
+        """Work on stacks of vectors."""
+        kernels: ModuleType = select(self.xp).stack_kernels
+        return kernels
 
     @property
     def device(self) -> Any:
@@ -123,6 +130,8 @@ def read_inputs(given: Any, name: str = "A") -> tuple[list[Array], list[tuple[in
         if len(shape) != len(shapes[0]) or math.prod(shape) == 0 or not shape:
             msg = f"{name}[{k}] must be a vector of weights, or all inputs images; got shape {shape}"
             raise ValueError(msg)
+    if len(shapes[0]) == 1:
+        return inputs, shapes
     return [array_namespace(a).reshape(a, (-1,)) for a in inputs], shapes
 
 
@@ -179,15 +188,15 @@ def unit_inputs(inputs: list[Array], *, single: bool, name: str = "A") -> tuple[
     xp = array_namespace(*inputs)
     sizes = [a.shape[0] for a in inputs]
     flat = xp.astype(xp.concat(inputs), xp.float64)
-    bad = ~(xp.isfinite(flat) & (flat >= 0))
     starts = [sum(sizes[:k]) for k in range(len(sizes))]
-    if bool(xp.any(bad)):
-        place = int(xp.argmax(xp.astype(bad, xp.int64)))
+    low, high = select(xp).vector_kernels.extremes(flat)
+    if not (low >= 0 and high < math.inf):
+        place = int(xp.argmax(xp.astype(~(xp.isfinite(flat) & (flat >= 0)), xp.int64)))
         k = max(i for i, start in enumerate(starts) if start <= place)
         msg = f"{name}[{k}] must hold finite weights >= 0, but entry {place - starts[k]} is {float(flat[place])!r}"
         raise ValueError(msg)
     parts = [flat[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-    masses = [float(xp.sum(part)) for part in parts]
+    masses = _masses(flat, parts)
     for k, total in enumerate(masses):
         if not 0 < total < math.inf:
             msg = f"{name}[{k}] must have positive, finite total mass, got {total!r}"
@@ -200,6 +209,15 @@ def unit_inputs(inputs: list[Array], *, single: bool, name: str = "A") -> tuple[
         )
         raise ValueError(msg)
     return [part / total for part, total in zip(parts, masses, strict=True)], masses[0]
+
+
+def _masses(flat: Array, parts: list[Array]) -> list[float]:
+    """The sums of all parts, by one call where they are of one size."""
+    xp, count = array_namespace(flat), len(parts)
+    if len({part.shape for part in parts}) > 1:
+        return [float(xp.sum(part)) for part in parts]
+    sums = xp.sum(xp.reshape(flat, (count, -1)), axis=1)
+    return [float(sums[k]) for k in range(count)]
 
 
 def coordinates(weights: Any, count: int) -> np.ndarray:

@@ -20,7 +20,7 @@ class RowStack(PlanStack):
     """
 
     def __init__(self, problem: BarycenterProblem, reg: float) -> None:
-        self.xp, self.reg, self._problem = problem.xp, reg, problem
+        self.xp, self.kernels, self.reg, self._problem = problem.xp, problem.kernels, reg, problem
         self._work = Work()
         self._supports = [Support.of(a) for a in problem.inputs]
         self._a = [support.restrict(a) for support, a in zip(self._supports, problem.inputs, strict=True)]
@@ -44,8 +44,7 @@ class RowStack(PlanStack):
         floor = xp.full_like(self.column_sums, LEAST_SUM)
         self.log_sums = xp.log(xp.maximum(self.column_sums, floor)) - log_scalings
         self.passes += 2
-        if h is not None:
-            self.self_log_sums = self._soft_maxima(h)
+        self.h, self.self_log_sums = h, None if h is None else self._soft_maxima(h)
 
     def _soft_maxima(self, h: Array) -> Array:
         if self._self_plan is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from types import ModuleType
 
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.array import Array
 from otbilevel.ot.barycenters.problem import BarycenterProblem
 from otbilevel.ot.barycenters.stack import PlanStack
 from otbilevel.ot.geometry import Geometry
@@ -17,35 +17,74 @@ NOTHING = -700.0
 """Scalings below exp(this) are raised to it, which is as good as 0: denormal numbers would slow products down a hundredfold."""
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """exp(-(C - low)/reg) as two maps on stacks of vectors, (k, m) -> (k, n) and back."""
+class Kernel(ABC):
+    """exp(-(C - low)/reg) and its transpose as maps on stacks of vectors, (k, m) -> (k, n) and back."""
 
-    forward: Callable[[Array], Array]
-    backward: Callable[[Array], Array]
     low: float
 
-    @classmethod
-    def dense(cls, geometry: Geometry, reg: float) -> Kernel:
-        """A stored matrix."""
-        xp, (low, _) = geometry.xp, geometry.bounds
-        k = xp.exp((low - geometry.rows(0, geometry.shape[0])) / reg)
-        return cls(lambda v: v @ k.T, lambda u: u @ k, low)
+    @abstractmethod
+    def forward(self, v: Array) -> Array:
+        """K v_k."""
 
-    @classmethod
-    def separable(cls, grid: Grid, reg: float) -> Kernel:
-        """Between grids it is a product of one matrix per axis."""
-        xp, (low, _) = grid.xp, grid.bounds
-        factors = [xp.exp((low / len(grid.axes) - axis.matrix) / reg) for axis in grid.axes]
+    @abstractmethod
+    def backward(self, u: Array) -> Array:
+        """K' u_k."""
 
-        def along_axes(x: Array, side: int) -> Array:
-            count = x.shape[0]
-            x = xp.reshape(x, (count, *(factor.shape[side] for factor in factors)))
-            for factor in factors:  # the first axis is summed over, and comes back as the last
-                x = xp.tensordot(x, factor, axes=((1,), (side,)))
-            return xp.reshape(x, (count, -1))
+    def scaling_pass(self, a: Array, v: Array) -> tuple[Array, Array, Array]:
+        """K v_k, u_k = a_k / (K v_k), K' u_k."""
+        products = self.forward(v)
+        u = a / products
+        return products, u, self.backward(u)
 
-        return cls(lambda v: along_axes(v, 1), lambda u: along_axes(u, 0), low)
+    def mean_product(self, products: Array, u: Array, x: Array) -> Array:
+        """K' diag(u_k) diag(1 / products_k) K x_k."""
+        return self.backward(u * (self.forward(x) / products))
+
+
+class StoredKernel(Kernel):
+    """A matrix."""
+
+    def __init__(self, geometry: Geometry, reg: float, kernels: ModuleType) -> None:
+        xp, (n, m), (self.low, _) = geometry.xp, geometry.shape, geometry.bounds
+        like = {"dtype": xp.float64, "device": geometry.device}
+        f, g, ones = xp.full((n,), self.low, **like), xp.zeros((m,), **like), xp.ones((n,), **like)
+        self._matrix = geometry.kernels.plan_rows(geometry.kernel_cost, f, g, reg, ones, 0, n)
+        self._kernels = kernels
+
+    def forward(self, v: Array) -> Array:
+        return v @ self._matrix.T
+
+    def backward(self, u: Array) -> Array:
+        return u @ self._matrix
+
+    def scaling_pass(self, a: Array, v: Array) -> tuple[Array, Array, Array]:
+        found: tuple[Array, Array, Array] = self._kernels.scaling_pass(self._matrix, a, v)
+        return found
+
+    def mean_product(self, products: Array, u: Array, x: Array) -> Array:
+        return self._kernels.mean_product(self._matrix, products, u, x)
+
+
+class ProductKernel(Kernel):
+    """Between grids: a product of one matrix per axis."""
+
+    def __init__(self, grid: Grid, reg: float) -> None:
+        self.low = grid.bounds[0]
+        self._xp = grid.xp
+        self._factors = [self._xp.exp((self.low / len(grid.axes) - axis.matrix) / reg) for axis in grid.axes]
+
+    def forward(self, v: Array) -> Array:
+        return self._along_axes(v, 1)
+
+    def backward(self, u: Array) -> Array:
+        return self._along_axes(u, 0)
+
+    def _along_axes(self, x: Array, side: int) -> Array:
+        xp, count = self._xp, x.shape[0]
+        x = xp.reshape(x, (count, *(factor.shape[side] for factor in self._factors)))
+        for factor in self._factors:  # the first axis is summed over, and comes back as the last
+            x = xp.tensordot(x, factor, axes=((1,), (side,)))
+        return xp.reshape(x, (count, -1))
 
 
 class SharedStack(PlanStack):
@@ -56,53 +95,44 @@ class SharedStack(PlanStack):
     """
 
     def __init__(self, problem: BarycenterProblem, reg: float) -> None:
-        self.xp, self.reg = problem.xp, reg
+        self.xp, self.kernels, self.reg = problem.xp, problem.kernels, reg
         self._a = self.xp.stack(problem.inputs)
         geometry = problem.geometries[0]
-        self._kernel = Kernel.separable(geometry, reg) if isinstance(geometry, Grid) else Kernel.dense(geometry, reg)
+        self._kernel: Kernel
+        if isinstance(geometry, Grid):
+            self._kernel = ProductKernel(geometry, reg)
+        else:
+            self._kernel = StoredKernel(geometry, reg, self.kernels)
 
     def move(self, log_scalings: Array, h: Array | None = None) -> None:
-        xp, count = self.xp, log_scalings.shape[0]
-        stacked = log_scalings if h is None else xp.concat([log_scalings, h[None, :]])
-        top, scalings = self._scaled(stacked)
-        products = self._kernel.forward(scalings)
-        self._v, self._kv = scalings[:count, :], products[:count, :]
-        self._top = top[:count, :]
-        self._u = self._a / self._kv
-        sums = self._kernel.backward(self._u)
-        self.log_scalings, self.log_sums, self.column_sums = log_scalings, xp.log(sums) - top[:count, :], self._v * sums
-        self.self_log_sums = None if h is None else xp.log(products[count, :]) + top[count, 0]
+        self._top, self._v = self.kernels.scaled(log_scalings, NOTHING)
+        self._products, self._u, sums = self._kernel.scaling_pass(self._a, self._v)
+        self.log_scalings = log_scalings
+        self.log_sums, self.column_sums = self.kernels.columns(sums, self._top, self._v)
+        self.h, self.self_log_sums = h, None if h is None else self._soft_maxima(h)
         self.passes += 2
 
-    def _scaled(self, logs: Array) -> tuple[Array, Array]:
-        top = self.xp.max(logs, axis=1, keepdims=True)
-        return top, self.xp.exp(self.xp.clip(logs - top, NOTHING, None))
+    def _soft_maxima(self, h: Array) -> Array:
+        top, v = self.kernels.scaled(h[None, :], NOTHING)
+        return (self.xp.log(self._kernel.forward(v)) + top[:, None])[0, :]
 
     def prepare(self) -> Array:
-        return inverse(self.column_sums)
+        return self.kernels.inverse(self.column_sums)
 
     def laplacian_product(self, x: Array) -> Array:
         self.passes += 2
-        means = self._kernel.forward(self._v * x) / self._kv
-        return self.column_sums * x - self._v * self._kernel.backward(self._u * means)
+        return self.column_sums * x - self._v * self._kernel.mean_product(self._products, self._u, self._v * x)
 
     def row_potentials(self) -> list[Array]:
-        f = self._kernel.low - self.reg * (self.xp.log(self._kv) + self._top)
+        f = self._kernel.low - self.reg * (self.xp.log(self._products) + self._top[:, None])
         return [f[k, :] for k in range(f.shape[0])]
 
     def certify(self, f: list[Array], g: Array) -> tuple[list[float], Array]:
         xp = self.xp
         rows = (xp.stack(f) - self._kernel.low) / self.reg
-        top_g, v = self._scaled(g / self.reg)
-        top_f, u = self._scaled(rows)
-        scale = xp.exp(top_g + top_f)
+        top_g, v = self.kernels.scaled(g / self.reg, NOTHING)
+        top_f, u = self.kernels.scaled(rows, NOTHING)
+        scale = xp.exp(top_g + top_f)[:, None]
         errors = xp.sum(self._a * xp.abs(u * self._kernel.forward(v) * scale - 1.0), axis=1)
         columns = v * self._kernel.backward(self._a * u) * scale
         return [float(errors[k]) for k in range(len(f))], columns
-
-
-def inverse(degree: Array) -> Array:
-    """1 / degree, and 1 where that is next to nothing."""
-    xp = array_namespace(degree)
-    safe = degree > 1e-300
-    return xp.where(safe, 1.0 / xp.where(safe, degree, xp.ones_like(degree)), xp.ones_like(degree))

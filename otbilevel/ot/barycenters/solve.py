@@ -243,14 +243,12 @@ def _certified(
     xp, point = problem.xp, best.point
     assert point is not None
     h = point.h if problem.debias else None
-    if stack.log_scalings is not point.scalings or h is not None:
+    if stack.log_scalings is not point.scalings or stack.h is not h:
         stack.move(point.scalings, h)
-    log_b = active_weights(active) @ stack.log_sums + (0.0 if h is None else h)
-    b = xp.exp(log_b - xp.max(log_b))
-    b = b / xp.sum(b)
+    b = stack.barycenter(active_weights(active))
     f, g = stack.row_potentials(), problem.reg * point.scalings
     rows, columns = stack.certify(f, g)
-    distances = xp.sum(xp.abs(columns - b), axis=1)
+    distances = stack.kernels.distances(columns, b)
     errors = np.full(len(problem.inputs), np.nan)
     errors[used] = [row + float(distances[k]) for k, row in enumerate(rows)]
     error = float(np.max(errors[used]))

@@ -40,6 +40,8 @@ class PlanStack(ABC):
 
     Attributes
     ----------
+    kernels : module
+        Work on stacks of vectors, see `otbilevel.ot.kernels`.
     reg : float
         The regularisation.
     log_scalings : (k, n) array
@@ -48,17 +50,21 @@ class PlanStack(ABC):
         log(K' u_k) there, which is log c_k - G_k without cancellation.
     column_sums : (k, n) array
         c_k.
+    h : (n,) array or None
+        h, where the stack is, if `move` was given it.
     self_log_sums : (n,) array or None
-        log(K exp h) where `move` was given h.
+        log(K exp h) there.
     passes : int
         Passes over the kernel so far: one for each product with K or K' of all inputs.
     """
 
     xp: ModuleType
+    kernels: ModuleType
     reg: float
     log_scalings: Array = None
     log_sums: Array
     column_sums: Array
+    h: Array | None = None
     self_log_sums: Array | None = None
     passes: int = 0
 
@@ -82,7 +88,16 @@ class PlanStack(ABC):
     def certify(self, f: list[Array], g: Array) -> tuple[list[float], Array]:
         """L1 errors of the rows of P_k = diag(a_k) exp((f_k + g_k - C)/reg), and its columns, from passes of their own."""
 
+    @abstractmethod
+    def _soft_maxima(self, h: Array) -> Array:
+        """log(K exp h): a pass of its own."""
+
+    def barycenter(self, w: Array) -> Array:
+        """b of unit mass where the stack is."""
+        log_sums = self.log_sums if self.h is None else self.log_sums + self.h  # weights have the sum 1
+        b: Array = self.kernels.geometric_mean(w, log_sums, self.column_sums)[1]
+        return b
+
     def certify_self(self, h: Array) -> Array:
         """The marginal exp(h) K exp(h) of the plan of the barycentre with itself, h in units of reg."""
-        self.move(self.log_scalings, h)
-        return self.xp.exp(h + self.self_log_sums)
+        return self.xp.exp(h + self._soft_maxima(h))

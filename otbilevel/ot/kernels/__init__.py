@@ -32,6 +32,23 @@ and on vectors, in `vector_kernels`,
 `inverse_diagonal`          1 / max(degree - squares, floor degree), and 1 where that is next to nothing
 ==========================  =====================================================================================================
 
+and on stacks of k vectors, for barycentres, in `stack_kernels`,
+
+==========================  =====================================================================================================
+`scaling_pass`              K v_k, u_k = a_k / (K v_k), K' u_k on one stored K
+`mean_product`              K' diag(u_k) diag(1 / (K v_k)) K x_k
+`scaled`                    the maximum of each vector, and exp(logs - maximum), at least exp(lowest)
+`columns`                   log sums - top, v sums
+`inner`                     sum_k w_k <x_k, y_k>
+`distances`, `disagreement` ||c_k - b||_1, and the largest of these
+`geometric_mean`            log of prod_k (sums_k)^w_k, which has the maximum 0, and b, the same with unit mass; `disagreement`
+`debiased_step`             the fixed-point iteration of debiased barycentres, see `barycenters.anderson`
+`inverse`                   1 / degree, and 1 where that is next to nothing
+`balance`                   inverse diagonals times min(c_k / b, 1), and the inputs' shares in w_k times that
+`precondition`              z_k = (r_k - sum_l shares_l r_l) times the inverse diagonal, and the inner product of r and z
+`cg_step`                   a step of conjugate gradients under the constraint sum_k w_k x_k = 0
+==========================  =====================================================================================================
+
 On the stored pairs of a sparse cost there are kernels of the same names in `generic_pairs`, the truth, and `cpu.sparse_cost`; and
 `transport_flow`, a maximum flow from rows to columns, which tells whether forbidden pairs leave a plan.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from otbilevel._core.array import Array, array_namespace, device
-from otbilevel.ot.kernels import generic_batch, vectors
+from otbilevel.ot.kernels import generic_batch, stacks, vectors
 from otbilevel.ot.kernels.aprox import RIGID, Aprox, row_masses
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 vector_kernels = vectors
 batch_kernels = generic_batch
+stack_kernels = stacks
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
 solve_laplacian = None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
-from otbilevel.ot.kernels.cpu import active, batches, dense, passes, pcg, sparse, stored, vectors
+from otbilevel.ot.kernels.cpu import active, batches, dense, passes, pcg, sparse, stacks, stored, vectors
 from otbilevel.ot.kernels.cpu.ritz import Subspace
 from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
 from otbilevel.ot.kernels.pattern import ActiveSet
@@ -20,6 +20,7 @@ from otbilevel.ot.kernels.pattern import ActiveSet
 sparse_kernels = sparse
 vector_kernels = vectors
 batch_kernels = batches
+stack_kernels = stacks
 interpolates = True
 
 _UNINTERRUPTED = 2**19

@@ -11,7 +11,7 @@ TINY32, TINY64 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).ti
 
 
 @inlined
-def _dot4(plan, i, v):
+def dot4(plan, i, v):
     s0 = s1 = s2 = s3 = 0.0
     for j in range(len(v)):
         s0 += plan[i, j] * v[j]
@@ -50,7 +50,7 @@ def _add_squares4(plan, i, weights, out):
 
 
 @inlined
-def _dot(plan, i, v):
+def dot(plan, i, v):
     s = 0.0
     for j in range(len(v)):
         s += plan[i, j] * v[j]
@@ -58,7 +58,7 @@ def _dot(plan, i, v):
 
 
 @inlined
-def _add(plan, i, s, out):
+def add(plan, i, s, out):
     for j in range(len(out)):
         out[j] += s * plan[i, j]
 
@@ -86,7 +86,7 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation, f, inv_reg, aprox):
     row_error, i, columns, rigid = 0.0, low, sums[0], aprox[0] == 1.0 and aprox[1] == -np.inf and aprox[2] == np.inf
     while i < high:
         if i + 4 <= high:
-            s0, s1, s2, s3 = _dot4(plan, i, v)
+            s0, s1, s2, s3 = dot4(plan, i, v)
             u[i], u[i + 1] = relaxed(u[i], s0, relaxation), relaxed(u[i + 1], s1, relaxation)
             u[i + 2], u[i + 3] = relaxed(u[i + 2], s2, relaxation), relaxed(u[i + 3], s3, relaxation)
             row_error += a[i] * abs(u[i] * s0 - 1.0) + a[i + 1] * abs(u[i + 1] * s1 - 1.0)
@@ -100,11 +100,11 @@ def scaling_pass(low, high, sums, plan, a, u, v, relaxation, f, inv_reg, aprox):
             add4(plan, i, w0, w1, w2, w3, columns)
             i += 4
         else:
-            s = _dot(plan, i, v)
+            s = dot(plan, i, v)
             u[i] = relaxed(u[i], s, relaxation)
             row_error += a[i] * abs(u[i] * s - 1.0)
             w = a[i] * u[i] if rigid else a[i] * u[i] * yielded(f[i] + np.log(u[i]) / inv_reg, inv_reg, aprox)
-            _add(plan, i, w, columns)
+            add(plan, i, w, columns)
             i += 1
     return row_error
 
@@ -115,15 +115,15 @@ def shift_pass(low, high, sums, plan, a, growth, change):
     i, columns = low, sums[0]
     while i < high:
         if i + 4 <= high:
-            s0, s1, s2, s3 = _dot4(plan, i, growth)
+            s0, s1, s2, s3 = dot4(plan, i, growth)
             change[i], change[i + 1] = -s0 / (1.0 + s0), -s1 / (1.0 + s1)
             change[i + 2], change[i + 3] = -s2 / (1.0 + s2), -s3 / (1.0 + s3)
             add4(plan, i, a[i] * change[i], a[i + 1] * change[i + 1], a[i + 2] * change[i + 2], a[i + 3] * change[i + 3], columns)
             i += 4
         else:
-            s = _dot(plan, i, growth)
+            s = dot(plan, i, growth)
             change[i] = -s / (1.0 + s)
-            _add(plan, i, a[i] * change[i], columns)
+            add(plan, i, a[i] * change[i], columns)
             i += 1
     return 0.0
 
@@ -160,11 +160,11 @@ def laplacian_product(low, high, sums, plan, weights, x):
     i, columns = low, sums[0]
     while i < high:
         if i + 4 <= high:
-            s0, s1, s2, s3 = _dot4(plan, i, x)
+            s0, s1, s2, s3 = dot4(plan, i, x)
             add4(plan, i, weights[i] * s0, weights[i + 1] * s1, weights[i + 2] * s2, weights[i + 3] * s3, columns)
             i += 4
         else:
-            _add(plan, i, weights[i] * _dot(plan, i, x), columns)
+            add(plan, i, weights[i] * dot(plan, i, x), columns)
             i += 1
     return 0.0
 
@@ -175,15 +175,15 @@ def plan_moments(low, high, sums, plan, weights, v, row_sums):
     i, shares, columns, squares = low, np.empty(4), sums[0], sums[1]
     while i < high:
         if i + 4 <= high:
-            row_sums[i], row_sums[i + 1], row_sums[i + 2], row_sums[i + 3] = _dot4(plan, i, v)
+            row_sums[i], row_sums[i + 1], row_sums[i + 2], row_sums[i + 3] = dot4(plan, i, v)
             add4(plan, i, weights[i], weights[i + 1], weights[i + 2], weights[i + 3], columns)
             for r in range(4):
                 shares[r] = weights[i + r] / row_sums[i + r]
             _add_squares4(plan, i, shares, squares)
             i += 4
         else:
-            row_sums[i] = _dot(plan, i, v)
-            _add(plan, i, weights[i], columns)
+            row_sums[i] = dot(plan, i, v)
+            add(plan, i, weights[i], columns)
             for j in range(len(v)):
                 squares[j] += weights[i] / row_sums[i] * plan[i, j] * plan[i, j]
             i += 1

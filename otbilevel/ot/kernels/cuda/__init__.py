@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core.array import Array
-from otbilevel.ot.kernels import generic_batch
+from otbilevel.ot.kernels import generic_batch, stacks
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cuda import sparse, vectors
 from otbilevel.ot.kernels.cuda.cg import solve_laplacian
@@ -55,6 +55,7 @@ __all__ = [
     "softmax_rows",
     "solve_laplacian",
     "sparse_kernels",
+    "stack_kernels",
     "vector_kernels",
 ]
 
@@ -62,6 +63,7 @@ sparse_kernels = sparse
 vector_kernels = vectors
 interpolates = False
 batch_kernels = generic_batch
+stack_kernels = stacks
 
 MARGIN = 20.0
 """By how much, in units of reg, an exponent must exceed the largest one so far before a sum is scaled down."""
