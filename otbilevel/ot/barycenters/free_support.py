@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import Result, Status, report
+from otbilevel.ot import sns
 from otbilevel.ot.barycenters.call import make_monitor
 from otbilevel.ot.barycenters.clouds import first_points, read_clouds, vector
 from otbilevel.ot.barycenters.problem import coordinates, unit_inputs
@@ -21,9 +22,12 @@ from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.call import tolerance
 from otbilevel.ot.exact import quick_vertex
+from otbilevel.ot.methods import METHODS
+from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
+from otbilevel.ot.start import Start
 
 MAX_ITER = 1000
 LOOSEST, TIGHTEST = 1e-4, 1e-9
@@ -299,10 +303,12 @@ class _Solver:
         return _Step(transports[:count], points, b, values[:count], value, transports if self.reg else None)
 
     def _transport(self, y: Array, b: Array, x: Array, a: Array, accuracy: float, init: OTResult | None) -> OTResult:
-        weights = self.mass * b, self.mass * a, PointCloud(y, x)
+        cloud = PointCloud(y, x)
         if not self.reg:
-            return solve_ot(*weights, method="exact")
-        return solve_ot(*weights, reg=self.reg, tol=accuracy, init=init)
+            return solve_ot(self.mass * b, self.mass * a, cloud, method="exact")
+        if init is not None and y.shape[0] * x.shape[0] <= sns.SMALL:
+            return _solve_moved(init, cloud, accuracy)
+        return solve_ot(self.mass * b, self.mass * a, cloud, reg=self.reg, tol=accuracy, init=init)
 
     def _with_masses(self, y: Array, accuracy: float, known: BarycenterResult | None) -> _Step:
         xp = array_namespace(y)
@@ -342,6 +348,17 @@ class _Solver:
             else f"not converged, {figures} > tol = {tol:.2g}: {advice}",
             history={name: np.asarray(values) for name, values in monitor.history.items()},
         )
+
+
+def _solve_moved(before: OTResult, cloud: PointCloud, accuracy: float) -> OTResult:
+    """The same transport between points that have moved: what `solve_ot` checked need not be checked again."""
+    plan = before._plan
+    assert isinstance(plan, EntropicPlan)
+    geometry = cloud.restrict(plan.problem.sources.indices, plan.problem.targets.indices)
+    start = Start(plan.unit_potentials[1], before.reg)
+    problem = replace(plan.problem, geometry=geometry, whole=cloud, tol=accuracy, start=start)
+    result = sns.solve(problem, sns.SNSOptions(), Monitor(max_iter=METHODS["sns"].max_iter))
+    return report(result, raise_on_failure=False)
 
 
 def _iterate(points: Array) -> dict[str, Array]:
