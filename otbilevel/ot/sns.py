@@ -37,7 +37,7 @@ from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
-from otbilevel.ot.sinkhorn import scale
+from otbilevel.ot.sinkhorn import PassRule, scale
 from otbilevel.ot.start import Start
 from otbilevel.ot.stored_plan import StoredPlan
 
@@ -138,6 +138,8 @@ WARM = replace(
 
 LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
+LEVEL_PASSES = 3
+"""Scaling passes that tell the contraction of a level."""
 CERTIFIED_FROM = 1e-5
 """Error below which double precision takes over: single precision has nothing more to give."""
 DRIFT_MARGIN = 10.0
@@ -203,7 +205,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
         last = reg <= problem.reg
         if not run.report(plan) or (last and run.error(plan) <= CERTIFIED_FROM):
             return g, run.error(plan)
-        g, errors = scale(plan, problem.b, _LevelRule(plan, run, last=last))
+        g, errors = scale(plan, problem.b, _level_rule(plan, run, last=last))
         if not plan.admits((g - plan.g) / reg + plan.log_v):
             plan.sweep(g, reg, single=True)
             errors.append(run.error(plan))
@@ -228,23 +230,20 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
             plan.sweep(g, reg, single=True)
 
 
-@dataclass(frozen=True)
-class _LevelRule:
-    """When to leave a level: after three passes, unless the measured contraction promises the target within few more."""
+def _level_rule(plan: RowPlan, run: Run, *, last: bool) -> PassRule:
+    """Leave a level after three passes, unless the measured contraction promises the target within few more."""
+    target, at_most = (1e-6, 24) if last else (LEVEL_ERROR, 14)
 
-    plan: RowPlan
-    run: Run
-    last: bool
-
-    def __call__(self, errors: list[float]) -> bool:
-        """Decide from the errors before and after each pass so far."""
-        target, at_most = (1e-6, 24) if self.last else (LEVEL_ERROR, 14)
-        if not self.run.report(self.plan) or errors[-1] <= target:
+    def enough(errors: list[float], fresh: int) -> bool:
+        run.passed(plan, errors[-fresh:-1])
+        if not run.report(plan) or errors[-1] <= target:
             return True
         passes, contraction = len(errors) - 1, errors[-1] / errors[-2]
-        if passes < 3:
+        if passes < LEVEL_PASSES:
             return False
         return contraction >= 1 or passes + math.log(target / errors[-1]) / math.log(contraction) > at_most
+
+    return PassRule(enough, lambda: run.ahead(plan, LEVEL_PASSES), target)
 
 
 def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> bool:

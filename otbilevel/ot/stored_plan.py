@@ -10,7 +10,7 @@ from typing import Any
 from otbilevel._core.array import Array
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.marginals import Marginals
-from otbilevel.ot.row_plan import Laplacian, RowPlan, Work
+from otbilevel.ot.row_plan import LARGEST_SCALING, LEAST_SUM, LONGEST_STEP, Laplacian, Passes, RowPlan, Work
 
 SQUARINGS = {2.0: 1, 4.0: 2}
 """How often entries of K are squared when reg falls by a factor."""
@@ -74,6 +74,10 @@ class StoredPlan(RowPlan):
     def reach(self) -> float:
         return self._reach
 
+    @property
+    def queues(self) -> bool:
+        return self.kernels.scaling_passes is not None and self.marginals is None  # what prices ask for is found by the host
+
     def restart(self, f: Array | None = None) -> None:
         super().restart(f)
         self._exact_sums: Array | None = None  # those of the last sweep, where it was in double precision and the rows sum to 1
@@ -126,6 +130,22 @@ class StoredPlan(RowPlan):
             self._k, self.a, self._u, self._v, relaxation, self._f, self.reg, self.aprox(self.reg)
         )
         self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
+
+    def scaling_passes(self, log_v: Array, b: Array, log_b: Array, count: int, *, tol: float, relaxation: float) -> Passes:
+        """By a queue that ends itself, where the kernels have one: the host waits once."""
+        if not self.queues:
+            return super().scaling_passes(log_v, b, log_b, count, tol=tol, relaxation=relaxation)
+        rule = {"half_step": (LEAST_SUM, LONGEST_STEP), "reach": (self.reach, LARGEST_SCALING)}
+        u, at, sums, log_v, errors, row_error, in_reach = self.kernels.scaling_passes(
+            self._k, self.a, self._u, log_v, b, log_b, count=count, tol=tol, relaxation=relaxation, **rule
+        )
+        if errors:
+            self.work.products += len(errors)
+            self.single = self.single or self._stores_single
+            self._u, self._v, self.g = u, self.xp.exp(at), self._base_g + self.reg * at
+            self.column_sums, self.row_error = sums, row_error
+            self._measured = sums, b, errors[-1]
+        return Passes(log_v, errors, in_reach)
 
     def lower(self, g: Array, reg: float) -> None:
         """By powers of the entries where reg is halved or quartered, which needs neither the cost nor an exponential.

@@ -1,9 +1,13 @@
 """Whole solves with CuPy arrays, on a GPU or on a stand-in, against those with NumPy arrays: see `test_cuda.py`."""
 
+import itertools
+import warnings
+
 import numpy as np
 import pytest
 
-from otbilevel import DenseCost, PointCloud, solve_ot
+from otbilevel import ConvergenceWarning, DenseCost, PointCloud, solve_ot
+from otbilevel._core.result import Status
 from otbilevel.ot import reg_path
 from otbilevel.testing import check_ot_result, count_waits
 from otbilevel.testing.ot_problems import FAMILIES
@@ -135,9 +139,58 @@ def test_forbidden_pairs_need_host_memory_and_say_so(cupy):
         solve_ot(None, None, C, reg=0.1)
 
 
-@pytest.mark.parametrize(("method", "most"), [("sinkhorn", 2.1), ("sns", 8.0)])
+@pytest.mark.parametrize("relaxation", [1.0, 1.4])
+@pytest.mark.parametrize(("reg", "max_iter"), [(0.02, 1000), (1e-5, 67)])
+def test_iterations_that_the_host_does_not_look_at_are_those_of_numpy(reg, max_iter, relaxation, cupy):
+    """The same number with the same errors, to the end and to the limit; in the second case with several absorptions."""
+    known = FAMILIES["assignment"](40, 0)
+    given = known.a, known.b, known.C
+    settings = {"reg": reg, "method": "sinkhorn", "max_iter": max_iter, "options": {"relaxation": relaxation}, "tol": 1e-7}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result, want = solve_ot(*map(cupy.asarray, given), **settings), solve_ot(*given, **settings)
+    assert result.success == want.success == (max_iter == 1000)
+    for name in ("status", "nit", "nsweep", "nproduct"):
+        assert getattr(result, name) == getattr(want, name), name
+    assert want.nsweep == 3 or max_iter == 67
+    np.testing.assert_allclose(result.history["marginal_error"], want.history["marginal_error"], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(numbers(result.g), want.g, rtol=1e-9, atol=1e-9 * reg)
+
+
+def test_a_callback_sees_every_iteration(cupy):
+    known, seen = FAMILIES["cloud-2d"](40, 0), []
+    on = [cupy.asarray(v) for v in (known.a, known.b, known.C)]
+
+    def look(now):
+        seen.append((now.nit, now.marginal_error, numbers(now.g).copy()))
+        if now.nit == 14:
+            raise StopIteration
+
+    result = solve_ot(*on, reg=0.02, method="sinkhorn", callback=look)
+    assert result.status is Status.CALLBACK_STOP
+    assert [nit for nit, _, _ in seen] == list(range(1, 15))
+    np.testing.assert_array_equal(result.history["marginal_error"], [error for _, error, _ in seen])
+    assert all(np.ptp(one[2] - other[2]) > 0 for one, other in itertools.pairwise(seen))
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 1.4])
+def test_sinkhorn_is_looked_at_every_tenth_iteration(relaxation, cupy):
+    if cupy.__version__ != "0+stand.in":
+        pytest.skip("only the stand-in counts")
+    known, waits = FAMILIES["cloud-2d"](40, 0), {}
+    on = [cupy.asarray(v) for v in (known.a, known.b, known.C)]
+    for max_iter in (11, 111):  # the sweep before the first pass is one
+        with count_waits() as count, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            result = solve_ot(*on, reg=5e-3, method="sinkhorn", max_iter=max_iter, options={"relaxation": relaxation}, tol=0.0)
+            waits[max_iter] = count()
+        assert result.nit == len(result.history["marginal_error"]) == max_iter
+    assert waits[111] - waits[11] == 10
+
+
+@pytest.mark.parametrize(("method", "most"), [("sinkhorn", 0.2), ("sns", 6.0)])
 def test_the_host_waits_rarely(method, most, cupy):
-    """Beyond what checking the input takes: twice an iteration, and for Newton's a few times a step more."""
+    """Beyond what checking the input takes: once in ten iterations, and for Newton's method a few times a step."""
     if cupy.__version__ != "0+stand.in":
         pytest.skip("only the stand-in counts")
     known = FAMILIES["cloud-2d"](60, 0)

@@ -20,7 +20,7 @@ vector_kernels = vectors
 batch_kernels = generic_batch
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
-solve_laplacian = None
+solve_laplacian = scaling_passes = None
 _BLOCK_ENTRIES = 2**19
 
 

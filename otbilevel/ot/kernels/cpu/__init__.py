@@ -19,6 +19,7 @@ from otbilevel.ot.kernels.pattern import ActiveSet
 
 sparse_kernels = sparse
 vector_kernels = vectors
+scaling_passes = None  # the host knows every error at once
 batch_kernels = batches
 interpolates = True
 
