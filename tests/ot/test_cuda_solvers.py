@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 
-from otbilevel import ConvergenceWarning, DenseCost, PointCloud, solve_ot
+from otbilevel import ConvergenceWarning, PointCloud, solve_ot, solve_ot_batch
 from otbilevel._core.result import Status
-from otbilevel.ot import reg_path
+from otbilevel.ot import PartialMass, reg_path
 from otbilevel.testing import check_ot_result, count_waits
 from otbilevel.testing.ot_problems import FAMILIES
 
@@ -131,12 +131,91 @@ def test_numpy_and_cupy_do_not_mix(cupy):
         PointCloud(cupy.asarray(x), y)
 
 
-def test_forbidden_pairs_need_host_memory_and_say_so(cupy):
-    """Whether a plan is feasible is a maximum flow, by SciPy: nothing is transferred silently."""
-    C = cupy.asarray([[0.0, np.inf], [1.0, 0.0]])
-    assert DenseCost(C).has_forbidden_pairs
+def forbidding(subtly=None):
+    """Weights and costs with some pairs forbidden; with a slack, nine columns hold that much more than all rows that reach them."""
+    rng = np.random.default_rng(0)
+    a, b, C = rng.dirichlet(np.ones(14)), rng.dirichlet(np.ones(18)), rng.random((14, 18))
+    C[rng.random(C.shape) < 0.3] = np.inf
+    C[np.arange(18) % 14, np.arange(18)] = 0.5
+    if subtly is not None:
+        C[5:, :9], C[:5, 9:] = np.inf, 0.5
+        a = np.concatenate([a[:5] / a[:5].sum() * (0.4 - subtly), a[5:] / a[5:].sum() * (0.6 + subtly)])
+        b = np.concatenate([b[:9] / b[:9].sum() * 0.4, b[9:] / b[9:].sum() * 0.6])
+    return a, b, C
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("reg", [500.0, 0.05])
+@pytest.mark.parametrize("method", METHODS)
+def test_forbidden_pairs(method, reg, zeros, cupy):
+    a, b, C = forbidding()
+    if zeros:
+        a[[0, 6]], b[17] = 0.0, 0.0
+        a, b, C[0] = a / a.sum(), b / b.sum(), np.inf
+    result, want = solve_ot(*map(cupy.asarray, (a, b, C)), reg=reg, method=method), solve_ot(a, b, C, reg=reg, method=method)
+    assert result.success and want.success
+    np.testing.assert_allclose(numbers(result.plan), want.plan, atol=3e-9)
+    assert np.all(numbers(result.plan)[np.isinf(C)] == 0)
+    for name in ("value", "value_linear", "dual_value"):
+        assert getattr(result, name) == pytest.approx(getattr(want, name), abs=1e-8 * max(1.0, reg))
+    unbalanced = solve_ot(*map(cupy.asarray, (a, b, C)), reg=reg, method=method, unbalanced=1.0)
+    same = solve_ot(a, b, C, reg=reg, method=method, unbalanced=1.0)
+    assert unbalanced.success and unbalanced.value == pytest.approx(same.value, abs=1e-8 * max(1.0, reg))
+
+
+def test_stacks_with_forbidden_pairs(cupy):
+    feasible, infeasible = forbidding(), forbidding(0.1)
+    stack = [np.stack(parts) for parts in zip(feasible, infeasible, strict=True)]
+    with pytest.warns(ConvergenceWarning, match="problems \\(1\\) .* forbidden pairs of C may leave no plan"):
+        result = solve_ot_batch(*map(cupy.asarray, stack), reg=0.1)
+    assert result.statuses.get().tolist() == [Status.SUCCESS, Status.INFEASIBLE]
+    np.testing.assert_allclose(result.value.get()[0], solve_ot(*feasible, reg=0.1).value, atol=1e-8)
+
+
+def test_what_takes_a_flow_beside_forbidden_pairs_says_so(cupy):
+    a, b, C = forbidding()
+    on = [cupy.asarray(v) for v in (a, b, C)]
+    result = solve_ot(*on, reg=0.05)
+    for name in ("gap", "gap_exact"):
+        with pytest.raises(TypeError, match=r"gap and gap_exact beside forbidden pairs.*host memory.*init"):
+            getattr(result, name)
     with pytest.raises(TypeError, match="host memory"):
-        solve_ot(None, None, C, reg=0.1)
+        _ = result.sparse_plan
+    with pytest.raises(TypeError, match=r"PartialMass beside forbidden pairs.*host memory"):
+        solve_ot(*on, reg=0.05, unbalanced=PartialMass(0.5))
+    here = solve_ot(a, b, C, reg=0.05, init=(result.f.get(), result.g.get()))
+    assert here.success and 0 <= here.gap < 1e-8
+
+
+def test_points_without_an_allowed_pair_are_named(cupy):
+    a, b, C = forbidding()
+    row, column = C.copy(), C.copy()
+    row[3], column[:, 7] = np.inf, np.inf
+    for cost, name in ((row, r"row 3, but a\[3\]"), (column, r"column 7, but b\[7\]")):
+        for dropped in ([], [1]):
+            weights = a.copy(), b.copy()
+            for w in weights:
+                w[dropped] = 0.0
+            with pytest.raises(ValueError, match=f"C forbids every pair of {name} is positive"):
+                solve_ot(*(cupy.asarray(w / w.sum()) for w in weights), cupy.asarray(cost), reg=0.1)
+
+
+@pytest.mark.parametrize("slack", [0.1, 1e-3])
+@pytest.mark.parametrize("method", ["sinkhorn", "sns"])
+def test_forbidden_pairs_without_a_plan_are_told_from_the_potentials(method, slack, cupy):
+    a, b, C = forbidding(slack)
+    with pytest.raises(ValueError, match="no feasible plan"):
+        solve_ot(a, b, C, reg=0.1, method=method)
+    on = [cupy.asarray(v) for v in (a, b, C)]
+    proof = rf"infeasible: .* 9 columns with 0.4 of the mass may only be reached from 5 rows with {0.4 - slack:.6g} of it"
+    with pytest.warns(ConvergenceWarning, match=proof):
+        result = solve_ot(*on, reg=0.1, method=method, max_iter=600)
+    assert result.status is Status.INFEASIBLE and not result.success
+    assert result.marginal_error >= 2 * slack * (1 - 1e-9)
+    with pytest.warns(ConvergenceWarning, match="forbidden pairs of C may leave no plan.*host memory"):
+        early = solve_ot(*on, reg=0.1, method=method, max_iter=2)  # when potentials have not run away yet
+    assert early.status is Status.ITERATION_LIMIT
+    assert solve_ot(*on, reg=0.1, method=method, tol=3 * slack, max_iter=600).success  # a plan up to the tolerance
 
 
 @pytest.mark.parametrize("relaxation", [1.0, 1.4])
@@ -188,9 +267,9 @@ def test_sinkhorn_is_looked_at_every_tenth_iteration(relaxation, cupy):
     assert waits[111] - waits[11] == 10
 
 
-@pytest.mark.parametrize(("method", "most"), [("sinkhorn", 0.2), ("sns", 6.0)])
-def test_the_host_waits_rarely(method, most, cupy):
-    """Beyond what checking the input takes: once in ten iterations, and for Newton's method a few times a step."""
+@pytest.mark.parametrize(("method", "unbalanced", "most"), [("sinkhorn", None, 0.2), ("sinkhorn", 1.0, 4.0), ("sns", None, 6.0)])
+def test_the_host_waits_rarely(method, unbalanced, most, cupy):
+    """Beyond what checking the input takes: once in ten iterations, with a price in each, and a few times a step of Newton's."""
     if cupy.__version__ != "0+stand.in":
         pytest.skip("only the stand-in counts")
     known = FAMILIES["cloud-2d"](60, 0)
@@ -198,7 +277,7 @@ def test_the_host_waits_rarely(method, most, cupy):
     waits = {}
     for tol in (1e-2, 1e-6):
         with count_waits() as count:
-            result = solve_ot(*on, reg=0.02, method=method, tol=tol)
+            result = solve_ot(*on, reg=0.02, method=method, tol=tol, unbalanced=unbalanced)
             waits[tol] = count(), result.nit
     (fewer, short), (more, long) = waits.values()
     assert long > short
