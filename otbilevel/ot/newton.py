@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, clamp
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.sinkhorn import PassRule, scale
@@ -118,7 +118,7 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
     # Where constants do not matter, the gauge in which most potentials stay.
     d, longest, mean = plan.vector_kernels.centred(x, b) if fixed else (x, float(xp.max(xp.abs(x))), float(xp.vecdot(b, xp.abs(x))))
     clipped = longest > radius
-    return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, mean
+    return plan.reg * (clamp(d, -radius, radius) if clipped else d), clipped, mean
 
 
 def _line_search(plan: RowPlan, run: Run, d: Array, error: float, rule: NewtonRule) -> float:
