@@ -131,15 +131,15 @@ def test_numpy_and_cupy_do_not_mix(cupy):
         PointCloud(cupy.asarray(x), y)
 
 
-def forbidding(subtly=None):
+def forbidding(slack=None):
     """Weights and costs with some pairs forbidden; with a slack, nine columns hold that much more than all rows that reach them."""
     rng = np.random.default_rng(0)
     a, b, C = rng.dirichlet(np.ones(14)), rng.dirichlet(np.ones(18)), rng.random((14, 18))
     C[rng.random(C.shape) < 0.3] = np.inf
     C[np.arange(18) % 14, np.arange(18)] = 0.5
-    if subtly is not None:
+    if slack is not None:
         C[5:, :9], C[:5, 9:] = np.inf, 0.5
-        a = np.concatenate([a[:5] / a[:5].sum() * (0.4 - subtly), a[5:] / a[5:].sum() * (0.6 + subtly)])
+        a = np.concatenate([a[:5] / a[:5].sum() * (0.4 - slack), a[5:] / a[5:].sum() * (0.6 + slack)])
         b = np.concatenate([b[:9] / b[:9].sum() * 0.4, b[9:] / b[9:].sum() * 0.6])
     return a, b, C
 
