@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -23,9 +24,11 @@ __all__ = [
     "ModuleType",
     "array_namespace",
     "as_array",
+    "clamp",
     "common_namespace",
     "default_float",
     "device",
+    "in_host_memory",
     "is_cupy_namespace",
     "is_numpy_namespace",
     "library_name",
@@ -140,6 +143,22 @@ def readonly(x: Array) -> Array:
     view = np.ascontiguousarray(x).view()
     view.flags.writeable = False
     return view
+
+
+def clamp(x: Array, low: float, high: float) -> Array:
+    """As `clip`, which array_api_compat does by masks for CuPy: the host would wait for how many entries they mark."""
+    xp = array_namespace(x)
+    x = x if low == -math.inf else xp.maximum(x, xp.full_like(x, low))
+    return x if high == math.inf else xp.minimum(x, xp.full_like(x, high))
+
+
+def in_host_memory(x: Array) -> bool:
+    """Whether NumPy can read `x` where it is."""
+    try:
+        to_numpy(x[:0])
+    except TypeError:
+        return False
+    return True
 
 
 def to_numpy(x: Array) -> np.ndarray:

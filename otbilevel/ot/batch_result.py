@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from otbilevel._core.array import Array, device
+from otbilevel._core.array import Array, device, in_host_memory
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import Result, Status
 from otbilevel.ot.call import Call
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.problem import OTProblem, make_problem
-from otbilevel.ot.result import OTResult, entropic_result
+from otbilevel.ot.result import UNPROVED, OTResult, entropic_result
 from otbilevel.ot.row_plan import Work
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class OTBatchResult(Result):
             statuses=counts[:, 0],
             n_single=len(stalled),
             status=Status(int(counts[short[0], 0])) if short else Status.SUCCESS,
-            message=_message(short, f.shape[0], float(xp.max(figures[:, 0])), stack.tol),
+            message=_message(short, f.shape[0], float(xp.max(figures[:, 0])), stack.tol) + _caution(stack, short),
             _potentials=_public(stack, f, g),
             _figures=figures,
             _stack=stack,
@@ -242,6 +242,12 @@ def _solve_again(stack: Stack, state: tuple[Array, ...], k: int, max_iter: int) 
     )
     pick = _pick(xp, f, k)[:, None]
     return tuple(xp.where(pick, one[None, :], old) for one, old in zip(new, state, strict=True))
+
+
+def _caution(stack: Stack, short: list[int]) -> str:
+    """What else a failure may come from."""
+    unproved = short and not in_host_memory(stack.a) and bool(stack.xp.any(stack.xp.isinf(stack.C)))
+    return UNPROVED if unproved else ""
 
 
 def _message(short: list[int], count: int, worst: float, tol: float) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from otbilevel._core.array import Array
@@ -26,7 +25,7 @@ from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.newton import CLIP, SMOOTHING_PASSES, STALL_WINDOW
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.sinkhorn import scale
+from otbilevel.ot.sinkhorn import PassRule, scale
 
 
 class Level(NamedTuple):
@@ -104,7 +103,7 @@ def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
     radius, number, least, since, drift = CLIP, 0, math.inf, 0, _Drift(plan)
     while run.error(plan) > tol and not run.stopped:
         enough = max(SMALL_SHARE * plan.residual, 0.5 * tol)
-        _scale(plan, run, partial(_enough, enough, PASSES))
+        _scale(plan, run, _until(enough, PASSES))
         step = newton_step(plan, run, radius, tol=0.0, max_cg=0, alone=True)
         length = line_search(plan, run, step)
         if length == 0.0:
@@ -121,13 +120,14 @@ def _alternate(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
     return number
 
 
-def _enough(error: float, passes: int, errors: list[float]) -> bool:
-    return errors[-1] <= error or len(errors) > passes
+def _until(error: float, passes: int) -> PassRule:
+    """Leave at that error, or after so many passes."""
+    return PassRule(lambda errors, _: errors[-1] <= error or len(errors) > passes)
 
 
-def _scale(plan: TiltedPlan, run: ConstrainedRun, enough: Callable[[list[float]], bool]) -> None:
+def _scale(plan: TiltedPlan, run: ConstrainedRun, rule: PassRule) -> None:
     """Scaling passes, then a sweep where they end."""
-    g, _ = scale(plan, run.problem.b, enough)
+    g, _ = scale(plan, run.problem.b, rule)
     plan.place(g, plan.multipliers, plan.reg)
 
 
@@ -189,7 +189,7 @@ def _follow_path(plan: TiltedPlan, run: ConstrainedRun, settle: Settle, schedule
         plan.place(*ahead, reg)
         if not run.report(plan):
             return
-        _scale(plan, run, partial(_enough, SMALL_SHARE * schedule.level_error, LEVEL_PASSES))
+        _scale(plan, run, _until(SMALL_SHARE * schedule.level_error, LEVEL_PASSES))
         steps = settle(plan, run, error)
         factor = solved[-1].reg / reg if solved else math.inf
         if run.error(plan) > error and factor > SMALLEST_FACTOR and solved and not run.stopped and not run.at_floor(plan):
@@ -233,7 +233,7 @@ def newton(plan: TiltedPlan, run: ConstrainedRun, tol: float) -> int:
             plan.place(*step.start, plan.reg)
         radius = 2.0 * radius if step.clipped and length >= 1.0 else CLIP
         if length < 1.0 or step.clipped:
-            _scale(plan, run, partial(_enough, 0.0, SMOOTHING_PASSES))
+            _scale(plan, run, _until(0.0, SMOOTHING_PASSES))
         errors.append(run.error(plan))
         run.nit_newton += 1
         run.report(plan)

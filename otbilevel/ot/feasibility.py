@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order
 
-from otbilevel._core.array import to_numpy
+from otbilevel._core.array import Array, in_host_memory, to_numpy
 from otbilevel.ot import kernels
+from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.kernels.pattern import ActiveSet
 from otbilevel.ot.penalties import Fixed
 
@@ -30,20 +31,23 @@ def require_feasible(problem: OTProblem) -> None:
     the weights themselves, and not by the flow, which rounds them. Where marginals have a price, only those count that have to be
     met, if the others may not hold more than their weights.
 
+    The flow needs host memory. Of arrays elsewhere no more is asked in advance than an allowed pair for every point, and a run that
+    fails is looked at by `prove_infeasible`.
+
     Raises
     ------
     ValueError
         When no plan is feasible.
     """
+    if not in_host_memory(problem.a):
+        _require_pairs(problem)
+        return
     i, j, _ = problem.geometry.pairs()
     n, m = problem.geometry.shape
     for index, size, name, support in ((i, n, "a", problem.sources), (j, m, "b", problem.targets)):
         blocked = np.bincount(index, minlength=size) == 0
         if blocked.any():
-            original = int(_original(support, np.flatnonzero(blocked))[0])
-            side = "row" if name == "a" else "column"
-            msg = f"C forbids every pair of {side} {original}, but {name}[{original}] is positive: no plan is feasible"
-            raise ValueError(msg)
+            _refuse_point(name, int(_original(support, np.flatnonzero(blocked))[0]))
     met = _sides_to_meet(problem)
     if not met:
         return
@@ -63,10 +67,75 @@ def require_feasible(problem: OTProblem) -> None:
         raise ValueError(msg)
 
 
+def may_be_infeasible(problem: OTProblem) -> bool:
+    """Whether forbidden pairs may leave no plan, as nobody has found out."""
+    if not problem.geometry.has_forbidden_pairs or in_host_memory(problem.a):
+        return False
+    return bool(_sides_to_meet(problem))
+
+
+def prove_infeasible(problem: OTProblem, g: Array) -> str:
+    """A set of columns that hold more than all rows that reach them, in words; empty if there is none among the level sets of g.
+
+    Where there is no plan, the semi-dual grows for ever as the potentials of such columns run away from the others, whatever the
+    method. One pass over the cost, where it is.
+    """
+    xp, (rows, columns) = problem.xp, (problem.a, problem.b)
+    if not bool(xp.all(xp.isfinite(g))):
+        return ""
+    highest = _highest_in_reach(problem, g)
+    by_g, by_highest = xp.argsort(-g), xp.argsort(-highest)
+    held = xp.cumulative_sum(xp.take(columns, by_g))
+    # Of columns with the same g some may be left out: these rows are then more than reach the others, which does not harm a proof.
+    count = xp.searchsorted(-xp.take(highest, by_highest), -xp.take(g, by_g), side="right")
+    room = xp.take(xp.cumulative_sum(xp.take(rows, by_highest), include_initial=True), count)
+    met, total, whole = _sides_to_meet(problem), float(xp.sum(rows)), float(xp.sum(columns))
+    excess = held - room + (total - whole if met == ("row",) else 0.0)
+    k = int(xp.argmax(excess))
+    if not len(met) * float(excess[k]) > max(problem.tol, ROUNDING):
+        return ""
+    mass, limit, reached = float(held[k]), float(room[k]), int(count[k])
+    if met == ("row",):  # the same cut, seen from its other side
+        n, m = problem.geometry.shape
+        cut = f"{n - reached} rows with {total - limit:.6g} of the mass may only reach {m - k - 1} columns with {whole - mass:.6g}"
+    else:
+        cut = f"{k + 1} columns with {mass:.6g} of the mass may only be reached from {reached} rows with {limit:.6g}"
+    return f"infeasible: the forbidden pairs of C leave no plan, as {cut} of it. Allow more pairs, or give some a large finite cost"
+
+
+def _highest_in_reach(problem: OTProblem, g: Array) -> Array:
+    """The largest g of the columns that a row may reach, for every row."""
+    xp, blocks, nothing = problem.xp, [], problem.xp.full_like(g, -float("inf"))
+    for low, high in row_blocks(problem.geometry.shape):
+        allowed = xp.isfinite(problem.geometry.rows(low, high))
+        blocks.append(xp.max(xp.where(allowed, g[None, :], nothing[None, :]), axis=1))
+    return xp.concat(blocks)
+
+
+def _require_pairs(problem: OTProblem) -> None:
+    """Refuse a point without an allowed pair, where the arrays are."""
+    xp, geometry = problem.xp, problem.geometry
+    cheapest = geometry.c_transform_rows(xp.zeros_like(problem.b)), geometry.c_transform_columns(xp.zeros_like(problem.a))
+    for costs, name, support in zip(cheapest, "ab", (problem.sources, problem.targets), strict=True):
+        blocked = costs == float("inf")
+        if bool(xp.any(blocked)):
+            index = int(xp.argmax(xp.astype(blocked, xp.int64)))
+            _refuse_point(name, index if support.indices is None else int(support.indices[index]))
+
+
+def _refuse_point(name: str, index: int) -> NoReturn:
+    side = "row" if name == "a" else "column"
+    msg = f"C forbids every pair of {side} {index}, but {name}[{index}] is positive: no plan is feasible"
+    raise ValueError(msg)
+
+
 def largest_mass(problem: OTProblem) -> float:
     """The largest mass of plans with marginals at most a and b, in the problem's unit: that of a minimum cut."""
     if not problem.geometry.has_forbidden_pairs:
         return min(float(problem.xp.sum(weights)) for weights in (problem.a, problem.b))
+    if not in_host_memory(problem.a):
+        msg = "PartialMass beside forbidden pairs asks a flow for the largest mass, in host memory: move a, b and C there first"
+        raise TypeError(msg)
     a, b = to_numpy(problem.a), to_numpy(problem.b)
     i, j, _ = problem.geometry.pairs()
     residual, left, _ = _after_flow(a, b, i, j)

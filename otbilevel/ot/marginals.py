@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.array import Array, array_namespace, clamp
 from otbilevel.ot.kernels import aprox
 from otbilevel.ot.kernels.aprox import Aprox
 from otbilevel.ot.penalties import KL, Fixed, Linear, Penalty
@@ -89,8 +89,7 @@ class Marginals:
         _, least, most = self.columns.aprox(reg)
         if least == -math.inf and most == math.inf:
             return g
-        xp = array_namespace(g)
-        return xp.clip(self.public(g, reg), least, most) + reg * self.log_weights
+        return clamp(self.public(g, reg), least, most) + reg * self.log_weights
 
     def target(self, g: Array, reg: float, sums: Array) -> Array:
         """What the columns should hold at g, where they hold `sums`."""

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, clamp
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
-from otbilevel.ot.sinkhorn import half_step, scale
+from otbilevel.ot.sinkhorn import PassRule, scale
 
 CLIP = 6.0
 """Longest step of a potential in units of reg. Clipping componentwise lets a shift that a whole component shares survive.
@@ -23,6 +23,9 @@ STALL_WINDOW = 12
 
 UNCERTAIN = 0.1
 """Share of the tolerance that an error may be off which ends the steps."""
+
+
+SMOOTHING = PassRule(lambda errors, _: len(errors) > SMOOTHING_PASSES, lambda _: SMOOTHING_PASSES)
 
 
 class TooFarError(Exception):
@@ -79,7 +82,7 @@ def newton(plan: RowPlan, rule: NewtonRule, run: Run) -> None:
         if length == 0.0:
             plan.move(start, single=rule.single)
         if errors[-1] > SMOOTHABLE and (clipped or length < 1.0):
-            g, _ = scale(plan, b, lambda e: len(e) > SMOOTHING_PASSES)
+            g, _ = scale(plan, b, SMOOTHING)
             plan.move(g, single=rule.single)
         elif length == 0.0:
             _smooth(plan, b)
@@ -98,7 +101,7 @@ def _smooth(plan: RowPlan, b: Array) -> None:
     """Sinkhorn's iterations in double precision, which move a column of little weight as far as it needs."""
     log_b = plan.xp.log(b)
     for _ in range(SMOOTHING_PASSES):
-        plan.sweep(plan.g + plan.reg * half_step(plan, log_b), plan.reg)
+        plan.sweep(plan.g + plan.reg * plan.half_step(log_b), plan.reg)
 
 
 def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: float) -> tuple[Array, bool, float]:
@@ -115,7 +118,7 @@ def _direction(plan: RowPlan, error: float, rule: NewtonRule, run: Run, radius: 
     # Where constants do not matter, the gauge in which most potentials stay.
     d, longest, mean = plan.vector_kernels.centred(x, b) if fixed else (x, float(xp.max(xp.abs(x))), float(xp.vecdot(b, xp.abs(x))))
     clipped = longest > radius
-    return plan.reg * (xp.clip(d, -radius, radius) if clipped else d), clipped, mean
+    return plan.reg * (clamp(d, -radius, radius) if clipped else d), clipped, mean
 
 
 def _line_search(plan: RowPlan, run: Run, d: Array, error: float, rule: NewtonRule) -> float:

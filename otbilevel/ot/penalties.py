@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.array import Array, array_namespace, clamp
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
 
 LEAST_SHARE = 1e-300
@@ -164,7 +164,7 @@ class Linear(Penalty):
     def prescribed(self, p: Array, w: Array, r: Array, reg: float) -> Array:
         xp, (less, more) = array_namespace(p), self.prices
         held = xp.maximum(r, LEAST_SHARE * w)
-        return held * xp.exp((xp.clip(p + reg * xp.log(w / held), -more, less) - p) / reg)
+        return held * xp.exp((clamp(p + reg * xp.log(w / held), -more, less) - p) / reg)
 
     def stiffness(self, p: Array, w: Array, r: Array, reg: float) -> Array:  # noqa: ARG002
         xp, (less, more) = array_namespace(p), self.prices

@@ -226,12 +226,14 @@ class EntropicPlan(Plan):
     def _direct_entropy(self, f: Array, g: Array) -> tuple[float, float]:
         """KL(P | a b^T), and sum P - sum a b^T, term by term."""
         p, xp = self.problem, self.problem.xp
-        if p.geometry.has_forbidden_pairs:
+        if p.geometry.is_sparse:
             return _entropy_on_pairs(p, f, g)
         entropy = excess = 0.0
         for first, last in row_blocks(p.geometry.shape):
             t = (f[first:last, None] + g[None, :] - p.geometry.rows(first, last)) / p.reg
             ab, growth = p.a[first:last, None] * p.b[None, :], xp.expm1(t)
+            forbidden = t == -float("inf")  # where t exp(t) is 0
+            t = xp.where(forbidden, xp.zeros_like(t), t)
             excess += float(xp.sum(ab * growth))
             entropy += float(xp.sum(ab * (t * (1.0 + growth) - growth)))
         return entropy, excess

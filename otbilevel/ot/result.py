@@ -13,11 +13,15 @@ from scipy import sparse
 from otbilevel._core.array import Array, as_array, common_namespace
 from otbilevel._core.monitor import Monitor
 from otbilevel._core.result import Result, Status
+from otbilevel.ot.feasibility import may_be_infeasible, prove_infeasible
 from otbilevel.ot.gradients import OTGradient, value_gradient
 from otbilevel.ot.plan import EntropicPlan, Plan
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.row_plan import Work
 from otbilevel.ot.unbalanced_plan import UnbalancedPlan
+
+UNPROVED = "; the forbidden pairs of C may leave no plan, which is found out in advance for arrays in host memory only"
+"""What a failure may come from."""
 
 
 @dataclass(eq=False, repr=False)
@@ -49,7 +53,8 @@ class OTResult(Result):
     gap : float
         With Q the plan rounded to exact marginals, <Q, C> + reg KL(Q | a b^T) (and the penalties) - dual_value >= 0: it tends to 0
         with convergence. For a `Grid` an upper bound of it. Infinite when there is no Q: forbidden pairs may leave plans that are
-        feasible up to the tolerance only.
+        feasible up to the tolerance only. Beside forbidden pairs Q takes a flow in host memory: for arrays on a device `gap` and
+        `gap_exact` then raise a `TypeError`.
     gap_exact : float
         <Q, C> (and the penalties) minus the value of feasible potentials of *unregularised* transport: it is within `gap_exact` of
         the exact optimum. It stays of the order of reg log n. Infinite when no Q or no feasible potentials are found.
@@ -296,6 +301,9 @@ def plan_result(
     problem = plan.problem
     work.sweeps += 1
     status = _status(problem, plan.residual, monitor)
+    if status not in (Status.SUCCESS, Status.CALLBACK_STOP) and may_be_infeasible(problem):
+        proof = prove_infeasible(problem, plan.g)
+        status, advice = (Status.INFEASIBLE, proof) if proof else (status, advice)
     return OTResult(
         marginal_error=plan.marginal_error,
         reg=problem.reg,
@@ -341,7 +349,8 @@ def _message(plan: EntropicPlan, status: Status, monitor: Monitor, method: str, 
             Status.STALLED: stall,
         }[status]
     )
-    return shortfall(plan.figures, problem.tol, advice)
+    unproved = status is not Status.INFEASIBLE and may_be_infeasible(problem)
+    return shortfall(plan.figures, problem.tol, advice + (UNPROVED if unproved else ""))
 
 
 def shortfall(figures: str, tol: float, advice: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
-from otbilevel._core.array import Array, device, to_numpy
+from otbilevel._core.array import Array, device, in_host_memory, to_numpy
 from otbilevel.ot import kernels
 from otbilevel.ot.kernels.generic import row_blocks
 from otbilevel.ot.kernels.pattern import ActiveSet
@@ -128,7 +128,7 @@ class OnPairs(Rounding):
     def of(cls, plan: EntropicPlan) -> OnPairs | None:
         """None when no plan is feasible."""
         problem = plan.problem
-        i, j, costs = problem.geometry.pairs()
+        i, j, costs = _allowed_pairs(problem)
         a, b, log_p = to_numpy(problem.a), to_numpy(problem.b), plan.log_entries(i, j, costs)
         q = _along_forest(a, b, i, j, log_p)
         if q is None:
@@ -138,7 +138,7 @@ class OnPairs(Rounding):
     @classmethod
     def near(cls, problem: OTProblem, matrix: sparse.csr_array) -> OnPairs | None:
         """From a plan, most of whose entries are zero."""
-        i, j, costs = problem.geometry.pairs()
+        i, j, costs = _allowed_pairs(problem)
         q = _by_flow(to_numpy(problem.a), to_numpy(problem.b), i, j, np.asarray(matrix[i, j]).ravel())
         return None if q is None else cls(i, j, costs, q, problem)
 
@@ -146,7 +146,7 @@ class OnPairs(Rounding):
     def scaled(cls, plan: EntropicPlan, x: Array, y: Array, fill: tuple[bool, bool]) -> OnPairs | None:
         """diag(x) P diag(y), with a flow for what the rows, or the columns, then lack, where they are to be filled."""
         problem = plan.problem
-        i, j, costs = problem.geometry.pairs()
+        i, j, costs = _allowed_pairs(problem)
         a, b, x, y = (to_numpy(v) for v in (problem.a, problem.b, x, y))
         p = np.exp(plan.log_entries(i, j, costs)) * x[i] * y[j]
         q: np.ndarray | None = p
@@ -177,6 +177,16 @@ class OnPairs(Rounding):
 
     def divergence(self, plan: EntropicPlan) -> float:
         return float(np.sum(relative_entropy(np, self.entries, plan.log_entries(self.i, self.j, self.costs))))
+
+
+def _allowed_pairs(problem: OTProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not in_host_memory(problem.a):
+        msg = (
+            "gap and gap_exact beside forbidden pairs take a flow through the allowed ones, in host memory: solve there, with "
+            "these potentials as init"
+        )
+        raise TypeError(msg)
+    return problem.geometry.pairs()
 
 
 def _along_forest(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, log_p: np.ndarray) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from otbilevel._core.array import Array, array_namespace
 from otbilevel.linalg import cg
@@ -27,12 +27,30 @@ from otbilevel.ot.marginals import Marginals
 
 SMALLEST_SHARE = 1e-9
 """Of the degree of a column that the diagonal of the Laplacian may be: the difference of the two cancels."""
+LARGEST_SCALING = 600.0
+"""Logarithm up to which a scaling neither overflows nor lets K v underflow."""
 LONGEST_STEP = 60.0
 """Logarithm of the largest correction in one step: a column sum that underflowed says no more than that."""
 LEAST_SUM = 1e-300
 """What a column sum that underflowed is taken for."""
-LARGEST_SCALING = 600.0
-"""Logarithm up to which a scaling neither overflows nor lets K v underflow."""
+
+
+class Passes(NamedTuple):
+    """What came of scaling passes.
+
+    Attributes
+    ----------
+    log_v : (m,) array
+        Where the next one would go.
+    errors : list of float
+        The marginal error after each.
+    in_reach : bool
+        Whether the next one may go there, as far as that is known.
+    """
+
+    log_v: Array
+    errors: list[float]
+    in_reach: bool
 
 
 @dataclass
@@ -141,6 +159,14 @@ class RowPlan(ABC):
             self._measured = self.column_sums, b, self.vector_kernels.distance(self.column_sums, self.target(b)) + self.row_error
         return self._measured[2]
 
+    def half_step(self, log_b: Array) -> Array:
+        """How far g has to move, in units of reg, for exact column sums, or for those that suit their price best."""
+        log_ratio: Array = self.vector_kernels.log_ratio(log_b, self.column_sums, LEAST_SUM, LONGEST_STEP)
+        if self.marginals is None:
+            return log_ratio
+        target = self.target(self.marginals.b)
+        return self.marginals.half_step(self.g, self.reg, self.column_sums, target, log_ratio, self.row_potentials)
+
     def aprox(self, reg: float) -> Aprox:
         """How the kernels get the row masses."""
         return RIGID if self.marginals is None else self.marginals.aprox(reg)
@@ -161,13 +187,25 @@ class RowPlan(ABC):
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         """Move to the last sweep's g plus reg log v, by products with the K of that sweep."""
 
-    def scaling_passes(self, b: Array, *, target: float, most: int, expected: float) -> tuple[Array, list[float]] | None:  # noqa: ARG002 -- for plans that can
-        """What `sinkhorn.scale` does, in one compiled call: at most `most` passes, until the error is `target`.
+    def scaling_passes(
+        self,
+        log_v: Array,
+        b: Array,
+        log_b: Array,
+        count: int,  # noqa: ARG002 -- for plans that queue
+        *,
+        tol: float,  # noqa: ARG002
+        relaxation: float,
+    ) -> Passes:
+        """Up to `count` scaling passes and half steps, the first of them to log v.
 
-        Less where, after some passes, the contraction promises the target within more than `expected`. Returns g moved by the half
-        step that is free, and the errors after each pass; None where the passes had better be taken one by one.
+        Fewer when the error is at most `tol`, or at the end of the plan's reach. Here at most one, as the error is known at once.
         """
-        return None
+        if not self.admits(log_v):
+            return Passes(log_v, [], in_reach=False)
+        self.scaling_pass(log_v, relaxation)
+        error = self.marginal_error(b)
+        return Passes(log_v + relaxation * self.half_step(log_b), [error], in_reach=True)
 
     @property
     def log_v(self) -> Array:
@@ -194,6 +232,11 @@ class RowPlan(ABC):
     def lower(self, g: Array, reg: float) -> None:
         """Move to g at a smaller reg, where single precision or a little less is enough."""
         self.sweep(g, reg, single=True)
+
+    @property
+    def queues(self) -> bool:
+        """Whether the host has to wait for figures, so that several passes had better be made before it looks at them."""
+        return False
 
     @property
     @abstractmethod

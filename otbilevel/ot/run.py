@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -49,6 +50,15 @@ class Run:
     def error(self, plan: RowPlan) -> float:
         """L1 error of both marginals where `plan` is."""
         return plan.marginal_error(self.problem.b)
+
+    def ahead(self, plan: RowPlan, most: int) -> int:
+        """How many iterations may be made before their errors are looked at: several, where that takes time and nobody waits."""
+        return 1 if self.monitor.watched or not plan.queues else max(1, min(most, self.monitor.left))
+
+    def passed(self, plan: RowPlan, errors: Sequence[float]) -> None:
+        """Record iterations that led towards where `plan` is, of which nothing is left but their errors."""
+        for error in errors:
+            self.monitor.record(marginal_error=error, reg=plan.reg)
 
     def report(self, plan: RowPlan) -> bool:
         """Record where `plan` is as an iteration; whether to go on."""

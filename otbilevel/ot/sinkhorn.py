@@ -11,9 +11,11 @@ from otbilevel._core.monitor import Monitor
 from otbilevel.ot.point_plan import MEMORY, check_memory
 from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
-from otbilevel.ot.row_plan import LEAST_SUM, LONGEST_STEP, RowPlan
+from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 
+LONGEST_QUEUE = 10
+"""Iterations between two looks at their errors, where the host has to wait for these."""
 STALL_WINDOW = 50
 """Iterations without progress near the rounding floor after which nothing more is to be had."""
 
@@ -68,9 +70,10 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     run = Run(problem, monitor, options.memory)
     plan = run.make_plan(single=False)
     plan.sweep(run.first_potential(), problem.reg)
-    enough, relaxation = _Stop(run), options.relaxation
-    while not enough(plan):
-        g, _ = scale(plan, problem.b, lambda _: enough(plan), relaxation=relaxation)
+    stop, relaxation = _Stop(run), options.relaxation
+    rule = PassRule(lambda errors, fresh: stop(plan, errors[-fresh:]), lambda _: run.ahead(plan, LONGEST_QUEUE), problem.tol)
+    while not stop(plan, [run.error(plan)]):
+        g, _ = scale(plan, problem.b, rule, relaxation=relaxation)
         plan.sweep(g, problem.reg, relaxation=relaxation)
         if run.stopped:
             run.offer(plan)
@@ -86,18 +89,42 @@ class _Stop:
     least: float = float("inf")
     since: int = 0
 
-    def __call__(self, plan: RowPlan) -> bool:
-        """Report an iteration; whether it was the last: converged, stopped, or at the rounding floor without progress."""
-        error, problem = self.run.error(plan), self.run.problem
+    def __call__(self, plan: RowPlan, errors: list[float]) -> bool:
+        """Report the iterations with these errors, the last of which led to where the plan is; whether it was the last of all.
+
+        That is so when it converged, was stopped, or is at the rounding floor without progress.
+        """
+        problem = self.run.problem
+        self.run.passed(plan, errors[:-1])
         go_on = self.run.report(plan)
-        self.since = 0 if error < self.least else self.since + 1
-        self.least = min(self.least, error)
-        stalled = self.since > STALL_WINDOW and problem.at_floor(error)
-        return not go_on or error <= problem.tol or stalled
+        for error in errors:
+            self.since = 0 if error < self.least else self.since + 1
+            self.least = min(self.least, error)
+        stalled = self.since > STALL_WINDOW and problem.at_floor(errors[-1])
+        return not go_on or errors[-1] <= problem.tol or stalled
 
 
-def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, relaxation: float = 1.0) -> tuple[Array, list[float]]:
-    """Scaling passes on the K of the last sweep, from where the plan is, until ``enough(errors)`` or the end of the plan's reach.
+@dataclass(frozen=True)
+class PassRule:
+    """When to leave scaling passes.
+
+    Attributes
+    ----------
+    enough : callable
+        ``enough(errors, fresh)`` with the marginal errors before the first and after each pass; the last `fresh` of them are new.
+    ahead : callable
+        ``ahead(errors)`` says how many passes may be made before it is asked again. A plan without a queue is asked after each.
+    tol : float
+        An error at which no more passes are made before it is asked.
+    """
+
+    enough: Callable[[list[float], int], bool]
+    ahead: Callable[[list[float]], int] = lambda _: 1
+    tol: float = 0.0
+
+
+def scale(plan: RowPlan, b: Array, rule: PassRule, *, relaxation: float = 1.0) -> tuple[Array, list[float]]:
+    """Scaling passes on the K of the last sweep, from where the plan is, until there are enough or to the end of the plan's reach.
 
     Returns
     -------
@@ -106,24 +133,11 @@ def scale(plan: RowPlan, b: Array, enough: Callable[[list[float]], bool], *, rel
     errors : list of float
         Marginal errors before the first and after each pass.
     """
-    xp = plan.xp
-    log_b, log_v = xp.log(b), plan.log_v
+    log_b, log_v = plan.xp.log(b), plan.log_v
     errors, base = [plan.marginal_error(b)], plan.g - plan.reg * log_v
+    log_v = log_v + relaxation * plan.half_step(log_b)
     while True:
-        log_v = log_v + relaxation * half_step(plan, log_b)
-        if len(errors) > 1 and enough(errors):
-            break
-        if not plan.admits(log_v):
-            break
-        plan.scaling_pass(log_v, relaxation)
-        errors.append(plan.marginal_error(b))
-    return base + plan.reg * log_v, errors
-
-
-def half_step(plan: RowPlan, log_b: Array) -> Array:
-    """How far g has to move, in units of reg, for exact column sums, or for those that suit their price best."""
-    log_ratio: Array = plan.vector_kernels.log_ratio(log_b, plan.column_sums, LEAST_SUM, LONGEST_STEP)
-    if plan.marginals is None:
-        return log_ratio
-    target = plan.target(plan.marginals.b)
-    return plan.marginals.half_step(plan.g, plan.reg, plan.column_sums, target, log_ratio, plan.row_potentials)
+        log_v, fresh, in_reach = plan.scaling_passes(log_v, b, log_b, rule.ahead(errors), tol=rule.tol, relaxation=relaxation)
+        errors += fresh
+        if (fresh and rule.enough(errors, len(fresh))) or not in_reach:
+            return base + plan.reg * log_v, errors

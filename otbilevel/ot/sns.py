@@ -38,7 +38,7 @@ from otbilevel.ot.problem import OTProblem
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
-from otbilevel.ot.sinkhorn import scale
+from otbilevel.ot.sinkhorn import PassRule, scale
 from otbilevel.ot.start import Start
 from otbilevel.ot.stored_plan import StoredPlan
 
@@ -139,6 +139,12 @@ WARM = replace(
 
 LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
+LEVEL_PASSES = 3
+"""Scaling passes that tell the contraction of a level."""
+MOST_AHEAD = 8
+"""Passes after which it is measured again, where several are made at a time."""
+ENOUGH = 0.3
+"""Share of the tolerance that passes in double precision aim at."""
 CERTIFIED_FROM = 1e-5
 """Error below which double precision takes over: single precision has nothing more to give."""
 DRIFT_MARGIN = 10.0
@@ -210,7 +216,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
         last = reg <= problem.reg
         if not run.report(plan) or (last and run.error(plan) <= (CERTIFIED_FROM if plan.single else problem.tol)):
             return g, run.error(plan)
-        g, errors = _scale_level(plan, run, last=last)
+        g, errors = scale(plan, problem.b, _level_rule(plan, run, last=last))
         if not plan.admits((g - plan.g) / reg + plan.log_v):
             plan.sweep(g, reg, single=True)
             errors.append(run.error(plan))
@@ -235,46 +241,29 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
             plan.sweep(g, reg, single=True)
 
 
-def _scale_level(plan: RowPlan, run: Run, *, last: bool) -> tuple[Array, list[float]]:
-    """Scaling passes at a level of the path; where nobody watches, a small plan takes them in one call."""
-    rule = _LevelRule(plan, run, *_level_target(plan, run, last=last))
-    before = run.error(plan)
-    found = None if run.monitor.watched else plan.scaling_passes(
-        run.problem.b, target=rule.target, most=run.monitor.left, expected=rule.expected
-    )  # fmt: skip
-    if found is None:
-        return scale(plan, run.problem.b, rule)
-    g, errors = found
-    run.offer(plan)
-    for error in errors:
-        run.monitor.record(marginal_error=error, reg=plan.reg)
-    return g, [before, *errors]
+def _level_rule(plan: RowPlan, run: Run, *, last: bool) -> PassRule:
+    """Leave a level after three passes, unless the measured contraction promises the target within few more."""
+    target, at_most = LEVEL_ERROR, 14.0
+    if last:
+        target, at_most = (1e-6, 24.0) if plan.single else (max(ENOUGH * run.problem.tol, 1e-300), 40.0)
 
+    def missing(errors: list[float]) -> float:
+        """How many passes the target still takes."""
+        contraction = errors[-1] / errors[-2]
+        return math.log(target / errors[-1]) / math.log(contraction) if contraction < 1 else math.inf
 
-def _level_target(plan: RowPlan, run: Run, *, last: bool) -> tuple[float, float]:
-    """The error at which a level is left, and the passes within which it must be in sight."""
-    if not last:
-        return LEVEL_ERROR, 14
-    return (1e-6, 24) if plan.single else (max(0.3 * run.problem.tol, 1e-300), 40)
-
-
-@dataclass(frozen=True)
-class _LevelRule:
-    """When to leave a level: after three passes, unless the measured contraction promises the target within few more."""
-
-    plan: RowPlan
-    run: Run
-    target: float
-    expected: float
-
-    def __call__(self, errors: list[float]) -> bool:
-        """Decide from the errors before and after each pass so far."""
-        if not self.run.report(self.plan) or errors[-1] <= self.target:
+    def enough(errors: list[float], fresh: int) -> bool:
+        run.passed(plan, errors[-fresh:-1])
+        if not run.report(plan) or errors[-1] <= target:
             return True
-        passes, contraction = len(errors) - 1, errors[-1] / errors[-2]
-        if passes < 3:
-            return False
-        return contraction >= 1 or passes + math.log(self.target / errors[-1]) / math.log(contraction) > self.expected
+        passes = len(errors) - 1
+        return passes >= LEVEL_PASSES and passes + missing(errors) > at_most
+
+    def ahead(errors: list[float]) -> int:
+        """What is missing, but no more than may be wasted where the contraction gets worse."""
+        return run.ahead(plan, LEVEL_PASSES if len(errors) <= LEVEL_PASSES else min(math.ceil(missing(errors)), MOST_AHEAD))
+
+    return PassRule(enough, ahead, target)
 
 
 def on_active_set(plan: RowPlan, density: float, rule: NewtonRule, run: Run) -> bool:

@@ -112,7 +112,9 @@ def solve_ot(
     With constraints four n x m arrays in double precision are at work, whatever the cost.
     A sparse cost takes O(pairs) in everything but `OTResult.plan`, see `SparseCost`. Forbidden pairs cost a check of feasibility by
     a maximum flow, which needs some seventy bytes for each allowed pair. If it fails, the message names points that hold more mass
-    than all that they may exchange it with.
+    than all that they may exchange it with. For arrays on a device only points without an allowed pair are refused in advance;
+    where there is no plan for another reason the solver stops short, mostly with such a proof (`Status.INFEASIBLE`), and `gap`,
+    `gap_exact` and `sparse_plan` raise a `TypeError` beside forbidden pairs.
 
     References
     ----------

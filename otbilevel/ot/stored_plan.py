@@ -10,7 +10,7 @@ from typing import Any
 from otbilevel._core.array import Array
 from otbilevel.ot.geometry import Geometry
 from otbilevel.ot.marginals import Marginals
-from otbilevel.ot.row_plan import LARGEST_SCALING, LEAST_SUM, LONGEST_STEP, Laplacian, RowPlan, Work
+from otbilevel.ot.row_plan import LARGEST_SCALING, LEAST_SUM, LONGEST_STEP, Laplacian, Passes, RowPlan, Work
 
 SQUARINGS = {2.0: 1, 4.0: 2}
 """How often entries of K are squared when reg falls by a factor."""
@@ -74,6 +74,13 @@ class StoredPlan(RowPlan):
     def reach(self) -> float:
         return self._reach
 
+    @property
+    def queues(self) -> bool:
+        kernels, marginals = self.kernels, self.marginals
+        if kernels.scaling_passes is None or self.a.shape[0] * self.g.shape[0] > kernels.QUEUED_ENTRIES:
+            return False
+        return marginals is None or (kernels.queues_prices and marginals.strengths is not None)
+
     def restart(self, f: Array | None = None) -> None:
         super().restart(f)
         self._exact_sums: Array | None = None  # those of the last sweep, where it was in double precision and the rows sum to 1
@@ -127,30 +134,23 @@ class StoredPlan(RowPlan):
         )
         self.g, self.column_sums = self._base_g + self.reg * log_v, self._v * sums
 
-    def scaling_passes(self, b: Array, *, target: float, most: int, expected: float) -> tuple[Array, list[float]] | None:
-        compiled = getattr(self.kernels, "scaling_passes", None)  # only kernels of NumPy arrays have one
-        strengths = (math.inf, math.inf) if self.marginals is None else self.marginals.strengths
-        if compiled is None or strengths is None or not self.complete:
-            return None
-        log_weights = b if self.marginals is None else self.marginals.log_weights
-        found = compiled(
-            *(self._k, self.a, b, log_weights, strengths, self._f, self._base_g, self.reg),
-            *(self._u, self.log_v, self.column_sums, self.marginal_error(b)),
-            target=target,
-            most=most,
-            expected=expected,
-            reach=self.reach,
-            limits=(LEAST_SUM, LONGEST_STEP, LARGEST_SCALING),
+    def scaling_passes(self, log_v: Array, b: Array, log_b: Array, count: int, *, tol: float, relaxation: float) -> Passes:
+        """By a queue that ends itself, where the kernels have one."""
+        if not self.queues:
+            return super().scaling_passes(log_v, b, log_b, count, tol=tol, relaxation=relaxation)
+        rule: dict[str, Any] = {"half_step": (LEAST_SUM, LONGEST_STEP), "reach": (self.reach, LARGEST_SCALING)}
+        if self.marginals is not None:
+            rule["prices"] = self.marginals.strengths, self.marginals.log_weights, self._f, self._base_g, self.reg
+        u, at, sums, log_v, errors, row_error, in_reach = self.kernels.scaling_passes(
+            self._k, self.a, self._u, log_v, b, log_b, count=count, tol=tol, relaxation=relaxation, **rule
         )
-        if found is None:
-            return None
-        u, log_v, sums, after, errors = found
         if errors:
             self.work.products += len(errors)
             self.single = self.single or self._stores_single
-            self._u, self._v, self.g = u, self.xp.exp(log_v), self._base_g + self.reg * log_v
-            self.column_sums, self.row_error = sums, 0.0
-        return self._base_g + self.reg * after, errors
+            self._u, self._v, self.g = u, self.xp.exp(at), self._base_g + self.reg * at
+            self.column_sums, self.row_error = sums, row_error
+            self._measured = sums, b, errors[-1]
+        return Passes(log_v, errors, in_reach)
 
     def averaged_passes(self, f: Array, *, target: float, most: int) -> tuple[Array, Array, list[float]] | None:
         """Transport of a measure to itself from where K was swept at f, in one compiled call, see `symmetric`.

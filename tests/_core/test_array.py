@@ -209,3 +209,16 @@ def test_nothing_here_loads_torch_by_itself():
     before = "torch" in sys.modules
     array.as_array([1.0], "x")
     assert ("torch" in sys.modules) == before
+
+
+def test_clamping_is_clipping(device_backend):
+    values = np.array([-2.0, -0.5, 0.0, 3.0, np.inf, -np.inf, np.nan])
+    for low, high in ((-1.0, 1.0), (-np.inf, 2.0), (0.0, np.inf), (-np.inf, np.inf)):
+        given = device_backend.asarray(values)
+        np.testing.assert_array_equal(device_backend.to_numpy(array.clamp(given, low, high)), np.clip(values, low, high))
+        np.testing.assert_array_equal(device_backend.to_numpy(given), values)
+
+
+def test_what_is_in_host_memory(make_backend):
+    for name, expected in (("numpy", True), ("torch", True), ("array_api_strict", True), ("array_api_strict-device1", False)):
+        assert array.in_host_memory(make_backend(name).asarray(np.ones(3))) is expected

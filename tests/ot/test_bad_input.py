@@ -18,6 +18,7 @@ from scipy import sparse
 from otbilevel import ConvergenceError, ConvergenceWarning, DenseCost, PointCloud, solve_ot
 from otbilevel._core import monitor
 from otbilevel._core.result import Status
+from otbilevel.ot import AtMost
 from otbilevel.ot.methods import METHODS
 from otbilevel.ot.problem import make_problem
 
@@ -362,11 +363,21 @@ def test_what_needs_host_memory_says_so_on_a_device(make_backend, method):
 
 
 def test_forbidden_pairs_on_a_device(make_backend):
-    """Whether a plan is feasible needs host memory, too: solve, or say so."""
+    """Whether they leave a plan takes a flow in host memory: there a failed run is told from its potentials."""
     device = make_backend("array_api_strict-device1")
-    native = {name: device.asarray(x) for name, x in arguments(C=replaced(C, (0, 0), INF)).items()}
-    result, refusal = outcome(lambda: solve(**native, reg=0.1), TypeError)
-    assert "host memory" in refusal or result.success
+
+    def native(places):
+        return {name: device.asarray(x) for name, x in arguments(C=replaced(C, places, INF)).items()}
+
+    assert solve(**native((0, 0)), reg=0.1).success
+    refuses(lambda: solve(**native(2), reg=0.1), ValueError, "row 2", "a[2]")
+    columns = r"infeasible: .* 3 columns with 0\.6 of the mass may only be reached from 2 rows with 0\.3 of it"
+    rows = r"infeasible: .* 2 rows with 0\.7 of the mass may only reach 2 columns with 0\.4 of it"
+    given = native((slice(2, 4), slice(2, 5)))
+    for unbalanced, proof in ((None, columns), ((AtMost(0.0), None), columns), ((None, AtMost(0.0)), rows)):
+        with pytest.warns(ConvergenceWarning, match=proof):
+            result = solve(**given, reg=0.1, unbalanced=unbalanced, max_iter=500)
+        assert result.status is Status.INFEASIBLE
 
 
 @pytest.mark.parametrize("name", ["a", "b", "C"])

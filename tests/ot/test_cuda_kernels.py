@@ -336,6 +336,58 @@ def test_conjugate_gradients_wait_rarely_and_know_their_end(sparse, rows, cupy):
     assert nit == 0
 
 
+def passes_one_by_one(k, a, log_v, b, count, relaxation):
+    """Sinkhorn's iterations by the generic kernels: u, log v and column sums after each, its error and its share of the rows."""
+    u, seen = np.ones(len(a)), []
+    for _ in range(count):
+        v, before = np.exp(log_v), log_v
+        u, sums, row_error = generic.scaling_pass(k, a, u, v, relaxation, u, 1.0)
+        row_error = row_error if relaxation != 1.0 else 0.0
+        log_v = log_v + relaxation * generic.vector_kernels.log_ratio(np.log(b), v * sums, 1e-300, 60.0)
+        seen.append((u, before, v * sums, log_v, np.abs(v * sums - b).sum() + row_error, row_error))
+    return seen
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 1.4])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_queue_of_scaling_passes_knows_its_end(sparse, relaxation, rows, cupy):
+    """As many as asked for, up to the tolerance, and not one beyond the reach; the host waits once."""
+    rng = np.random.default_rng(6)
+    n, m = 24, 17
+    dense = (rng.random((n, m)) + 0.01).astype(np.float32)
+    a, b, log_v = rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(m)), 0.1 * rng.standard_normal(m)
+    kernels, plan = cuda, cupy.asarray(dense)
+    if sparse:
+        kernels = cuda.sparse_kernels
+        pattern = cuda.lazy_active_set(cupy.ones((n, m)), cupy.zeros(n), cupy.zeros(m), -2.0, np.inf)
+        plan = kernels.ActivePlan(pattern, cupy.asarray(dense.ravel()))
+    seen = passes_one_by_one(dense.astype(float), a, log_v, b, 9, relaxation)
+    spread = [float(np.ptp(each[3])) for each in seen]
+    assert spread[0] > np.ptp(log_v)
+    on = [cupy.asarray(x) for x in (a, np.ones(n), log_v, b, np.log(b))]
+    settings = {"count": 9, "tol": 0.0, "relaxation": relaxation, "half_step": (1e-300, 60.0), "reach": (50.0, 600.0)}
+    for changed, steps, in_reach in (
+        ({}, 9, True),
+        ({"count": 4}, 4, True),
+        ({"tol": seen[4][4] * 1.0001}, 5, True),
+        ({"reach": (0.5 * (np.ptp(log_v) + spread[0]), 600.0)}, 1, False),
+        ({"reach": (50.0, 0.5 * np.abs(log_v).max())}, 0, False),
+    ):
+        with count_waits() as waits:
+            *arrays, errors, row_error, reached = kernels.scaling_passes(plan, *on, **settings | changed)
+            assert waits() in (1, 0)
+        assert (len(errors), reached) == (steps, in_reach)
+        np.testing.assert_allclose(errors, [each[4] for each in seen[:steps]], rtol=1e-6, atol=1e-13)
+        if steps:
+            agree((*arrays, row_error), (*seen[steps - 1][:4], seen[steps - 1][5]), rtol=1e-9, atol=1e-13)
+        np.testing.assert_array_equal(on[2].get(), log_v)
+    on[3] = cupy.full(m, np.nan)
+    _, _, _, _, errors, _, _ = kernels.scaling_passes(plan, *on, **settings)
+    assert len(errors) == 1 and np.isnan(errors[0])
+    on[2] = on[3]
+    assert kernels.scaling_passes(plan, *on, **settings)[4:] == ([], 0.0, False)
+
+
 @pytest.mark.parametrize("length", [1, 7, 64, 2000])
 def test_vectors(length, cupy):
     vectors, truth = cuda.vector_kernels, generic.vector_kernels

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from otbilevel._core.array import Array, array_namespace
+from otbilevel._core.array import Array, array_namespace, clamp
 
 Aprox = tuple[float, float, float]
 """``(share, least, most)``."""
@@ -21,7 +21,7 @@ RIGID: Aprox = (1.0, -math.inf, math.inf)
 def apply(aprox: Aprox, f: Array) -> Array:
     """The potentials that belong to soft minima."""
     share, least, most = aprox
-    return f if aprox == RIGID else array_namespace(f).clip(share * f, least, most)
+    return f if aprox == RIGID else clamp(share * f, least, most)
 
 
 def row_masses(f: Array, reg: float, a: Array, aprox: Aprox) -> Array:

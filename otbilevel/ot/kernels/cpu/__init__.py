@@ -19,12 +19,12 @@ from otbilevel.ot.kernels.pattern import ActiveSet
 
 sparse_kernels = sparse
 vector_kernels = vectors
+QUEUED_ENTRIES = 2**19  # of a plan whose passes are taken many at a time: some milliseconds
+queues_prices = True
 batch_kernels = batches
 stack_kernels = stacks
 interpolates = True
 
-_UNINTERRUPTED = 2**19
-"""Entries of a plan up to which many passes are one call: some milliseconds."""
 _NOTHING = np.empty((0, 0), np.float32)
 _SINGLE, _DOUBLE = np.empty(0, np.float32), np.empty(0)
 
@@ -95,38 +95,32 @@ def scaling_pass(
 def scaling_passes(
     plan: np.ndarray,
     a: np.ndarray,
-    b: np.ndarray,
-    log_weights: np.ndarray,
-    strengths: tuple[float, float],
-    f: np.ndarray,
-    g: np.ndarray,
-    reg: float,
     u: np.ndarray,
     log_v: np.ndarray,
-    sums: np.ndarray,
-    error: float,
+    b: np.ndarray,
+    log_b: np.ndarray,
     *,
-    target: float,
-    most: int,
-    expected: float,
-    reach: float,
-    limits: tuple[float, float, float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[float]] | None:
-    """See `passes`. Returns u, log v, column sums, log v after, errors; None for a plan that is not small."""
-    if plan.size > _UNINTERRUPTED:
-        return None
-    u, here, sums, after, errors = u.copy(), log_v.copy(), sums.copy(), np.empty_like(log_v), np.empty(most)
-    done = passes.scaling_passes(
-        plan, a, b, log_weights, strengths, f, g, reg, u, here, after, sums, error, target, expected, reach, limits, errors
+    count: int,
+    tol: float,
+    relaxation: float,
+    half_step: tuple[float, float],
+    reach: tuple[float, float],
+    prices: tuple[tuple[float, float], np.ndarray, np.ndarray, np.ndarray, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[float], float, bool]:
+    """See `passes`. Returns u, log v, column sums, the next log v, errors, the share of the rows, and whether all was in reach."""
+    strengths, *places = prices or ((np.inf, np.inf), log_b, a, b, 1.0)  # of fixed marginals the passes need no more than K
+    u, at, log_v, sums, errors = u.copy(), log_v.copy(), log_v.copy(), np.empty_like(log_v), np.empty(count)
+    done, row_error = passes.scaling_passes(
+        plan, a, b, log_b, places[0], strengths, *places[1:], u, at, log_v, sums, relaxation, tol, half_step, reach, errors
     )
-    return u, here, sums, after, errors[:done].tolist()
+    return u, at, sums, log_v, errors[:done].tolist(), row_error, done == count or (done > 0 and not errors[done - 1] > tol)
 
 
 def averaged_passes(
     plan: np.ndarray, a: np.ndarray, strength: float, soft: np.ndarray, f: np.ndarray, reg: float, *, target: float, most: int
 ) -> tuple[np.ndarray, np.ndarray, list[float]] | None:
     """See `passes`. Returns f, the step from there, and errors; None for a plan that is not small."""
-    if plan.size > _UNINTERRUPTED:
+    if plan.size > QUEUED_ENTRIES:
         return None
     f, step, errors = f.copy(), np.empty_like(f), np.empty(most)
     done = passes.averaged_passes(plan, a, strength, soft, f, reg, target, errors, step)

@@ -1,6 +1,6 @@
-"""Scaling passes one after the other, for a plan so small that the interpreter would take longer than a pass.
+"""Many scaling passes in one call, for a plan so small that the interpreter would take longer than a pass.
 
-They are those of `sinkhorn.scale`. Marginals are fixed, or have a price of Kullback-Leibler type: `strengths` are those of rows and
+Marginals are fixed, or have a price of Kullback-Leibler type: `strengths` are those of rows and
 columns, infinite for a fixed marginal, and the target of the columns then depends on where the plan is, see `marginals`.
 """
 
@@ -8,9 +8,6 @@ import numpy as np
 
 from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 from otbilevel.ot.kernels.cpu.stored import scaling_pass
-
-FEWEST = 3
-"""Passes before the contraction is trusted."""
 
 
 @inlined
@@ -32,7 +29,7 @@ def misfit(reg, b, log_weights, strength, g, log_v, sums, target):
 
 
 @kernel
-def half_step(reg, log_b, log_weights, strengths, g, log_v, sums, target, least, longest):
+def half_step(reg, log_b, log_weights, strengths, g, log_v, sums, target, least, longest, relaxation):
     """Move log v by log(b / sums), or by what suits the price of the columns best after the best shift of all of g.
 
     That is `Marginals.half_step`.
@@ -52,46 +49,43 @@ def half_step(reg, log_b, log_weights, strengths, g, log_v, sums, target, least,
         if not fixed:
             place = g[j] / reg - log_weights[j] + log_v[j]
             step = kept * (place + gain + step) - place
-        log_v[j] += step
+        log_v[j] += relaxation * step
+
+
+@inlined
+def within(log_v, reach):
+    """Whether a scaling may go that far from the last sweep."""
+    low = high = log_v[0]
+    for j in range(len(log_v)):
+        low, high = min(low, log_v[j]), max(high, log_v[j])
+    return high - low <= reach[0] and max(high, -low) <= reach[1]
 
 
 @kernel
 def scaling_passes(
-    plan, a, b, log_weights, strengths, f, g, reg, u, here, log_v, sums, error, target, expected, reach, limits, errors
+    plan, a, b, log_b, log_weights, strengths, f, g, reg, u, at, log_v, sums, relaxation, tol, limits, reach, errors
 ):
-    """Passes from where the plan is (u, log v = here, with these column sums and this error), until one of these holds.
+    """Passes and half steps, the first of them to log v, until the error is at most `tol`, `errors` is full, or the reach ends.
 
-    The error is at most `target`; `errors`, which gets that after each pass, is full; at the measured contraction the target takes
-    more passes than `expected`; the next one would leave the reach. Then u, here and sums are where the plan is, and log_v is half
-    a step further. Returns the number of passes.
+    Then u, log v = at and sums are where the last one led, and log_v is where the next one would go; `errors` holds the error after
+    each. Returns how many there were, and the share of the rows in the last error.
     """
-    m, done, before, prescribed, v, log_b = len(b), 0, error, np.empty(len(b)), np.empty(len(b)), np.log(b)
-    least, longest, largest = limits
+    m, row_error, target, v, columns = len(b), 0.0, np.empty(len(b)), np.empty(len(b)), np.empty((1, len(b)))
     aprox = share(strengths[0], reg), -np.inf, np.inf
-    log_v[:] = here
-    misfit(reg, b, log_weights, strengths[1], g, log_v, sums, prescribed)
-    while True:
-        half_step(reg, log_b, log_weights, strengths, g, log_v, sums, prescribed, least, longest)
-        if done > 0 and (error <= target or done >= len(errors)):
-            return done
-        if done >= FEWEST:
-            rate = error / before
-            if not rate < 1.0 or done + np.log(target / error) / np.log(rate) > expected:
-                return done
-        low = high = log_v[0]
+    for done in range(len(errors)):
+        if not within(log_v, reach):
+            return done, row_error
         for j in range(m):
-            low, high = min(low, log_v[j]), max(high, log_v[j])
-        if not (high - low <= reach and max(high, -low) <= largest):
-            return done
-        for j in range(m):
-            here[j], v[j] = log_v[j], np.exp(log_v[j])
-        columns = np.zeros((1, m))
-        scaling_pass(0, len(a), columns, plan, a, u, v, 1.0, f, 1.0 / reg, aprox)
+            at[j], v[j] = log_v[j], np.exp(log_v[j])
+        columns[:] = 0.0
+        row_error = scaling_pass(0, len(a), columns, plan, a, u, v, relaxation, f, 1.0 / reg, aprox)
         for j in range(m):
             sums[j] = v[j] * columns[0, j]
-        before, error = error, misfit(reg, b, log_weights, strengths[1], g, log_v, sums, prescribed)
-        errors[done] = error
-        done += 1
+        errors[done] = misfit(reg, b, log_weights, strengths[1], g, at, sums, target) + row_error
+        half_step(reg, log_b, log_weights, strengths, g, log_v, sums, target, limits[0], limits[1], relaxation)
+        if not errors[done] > tol:
+            return done + 1, row_error
+    return len(errors), row_error
 
 
 @kernel

@@ -30,6 +30,7 @@ __all__ = [
     "plan_rows",
     "plan_sums",
     "scaling_pass",
+    "scaling_passes",
     "sharpen",
     "shift_pass",
     "softmax_rows",
@@ -41,6 +42,7 @@ __all__ = [
 
 sparse_kernels = sparse
 vector_kernels = vectors
+scaling_passes = None  # the host knows every error at once
 
 WORTHWHILE = 0.5
 """Share of the stored pairs up to which a smaller active set is worth making."""

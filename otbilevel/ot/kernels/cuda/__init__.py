@@ -9,6 +9,7 @@ stream of the current device; the host waits only where a number is returned.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,14 @@ from otbilevel.ot.kernels.cuda.stored import (
     plan_itemsize,
     plan_moments,
     scaling_pass,
+    scaling_passes,
     sharpen,
     shift_pass,
     strip,
 )
 
 __all__ = [
+    "QUEUED_ENTRIES",
     "active_set",
     "batch_kernels",
     "cost_bounds",
@@ -49,7 +52,9 @@ __all__ = [
     "plan_product",
     "plan_rows",
     "plan_sums",
+    "queues_prices",
     "scaling_pass",
+    "scaling_passes",
     "sharpen",
     "shift_pass",
     "softmax_rows",
@@ -61,6 +66,8 @@ __all__ = [
 
 sparse_kernels = sparse
 vector_kernels = vectors
+QUEUED_ENTRIES = math.inf
+queues_prices = False  # what these ask for is found by the host
 interpolates = False
 batch_kernels = generic_batch
 stack_kernels = stacks

@@ -95,14 +95,14 @@ stored_sharpen(PLAN *plan, int n, int m, const double *__restrict__ w, const dou
 
 // u = relaxed(u, sums) and the row weights that go with it, as `scaling_strip` of strips.cu has it. A thread a row.
 extern "C" __global__ void finish_scaling(const double *__restrict__ sums, const double *__restrict__ a,
-                                          const double *__restrict__ u, const double *__restrict__ f, int n, double reg,
-                                          double relaxation, double share, double low, double high, double *scalings,
-                                          double *weights, double *errors) {
+                                          const double *__restrict__ f, int n, double reg, double relaxation, double share,
+                                          double low, double high, const double *__restrict__ done, double *u, double *weights,
+                                          double *errors) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= n) return;
+  if (i >= n || *done != 0.0) return;
   const Mass mass = {share, low, high, 1.0 / reg};
   const double scaling = relaxed(u[i], sums[i], relaxation);
-  scalings[i] = scaling;
+  u[i] = scaling;
   weights[i] = mass(a[i], f[i] + reg * log(scaling), f[i], a[i] * scaling);
   errors[i] = fabs(weights[i] * (sums[i] - 1.0 / scaling));
 }

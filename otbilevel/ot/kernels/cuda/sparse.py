@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,8 +13,11 @@ from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cuda import cg, vectors
 from otbilevel.ot.kernels.cuda.costs import LOG2E, cost_arguments, warps
 from otbilevel.ot.kernels.cuda.device import c_type, empty, launch, never
+from otbilevel.ot.kernels.cuda.passes import Queue, Rows, finish_scaling, run_queue
 
 vector_kernels = vectors
+QUEUED_ENTRIES = math.inf
+queues_prices = False  # what these ask for is found by the host
 
 
 class ActiveSet(NamedTuple):
@@ -138,12 +142,32 @@ def scaling_pass(
     reg: float = 1.0,
     aprox: Aprox = RIGID,
 ) -> tuple[Array, Array, float]:
-    n = plan.pattern.shape[0]
-    out, weights, errors = empty((3, n))
-    row = float(reg), float(relaxation), *map(float, aprox)
-    args = _rows(plan, v, _ones(a)), a, u, a if f is None else f, n, *row, out, weights, errors
-    launch("products", "finish_scaling", (-(-n // 128),), (128,), *args, PLAN="float")
-    return out, _columns(plan, weights), float(errors.sum()) if relaxation != 1.0 else 0.0
+    rows = Rows(u.copy(), empty(plan.pattern.shape[0]), never())
+    sums = _pass_sums(plan, a, v, rows, relaxation, f, reg, aprox)
+    return rows.u, sums, float(rows.errors.sum()) if relaxation != 1.0 else 0.0
+
+
+def _pass_sums(
+    plan: ActivePlan,
+    a: Array,
+    v: Array,
+    rows: Rows,
+    relaxation: float,
+    f: Array | None = None,
+    reg: float = 1.0,
+    aprox: Aprox = RIGID,
+) -> Array:
+    """As `_pass_parts` in `stored`, with sums that are whole."""
+    row_sums = _rows(plan, v, _ones(a), rows.done)
+    weights = finish_scaling(row_sums, a, rows, relaxation, f, reg, aprox, plan="float")
+    return _columns(plan, weights, done=rows.done)
+
+
+def scaling_passes(plan: ActivePlan, a: Array, u: Array, log_v: Array, b: Array, log_b: Array, **rule: Any) -> Queue:
+    def one_pass(v: Array, rows: Rows, relaxation: float) -> Array:
+        return _pass_sums(plan, a, v, rows, relaxation)[None, :]
+
+    return run_queue(one_pass, u, log_v, b, log_b, **rule)
 
 
 def shift_pass(plan: ActivePlan, a: Array, growth: Array) -> tuple[Array, Array]:

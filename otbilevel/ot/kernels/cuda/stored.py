@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from otbilevel._core.array import Array
 from otbilevel.ot.kernels.aprox import RIGID, Aprox
 from otbilevel.ot.kernels.cuda.costs import BLOCKS_PER_PROCESSOR, grids
 from otbilevel.ot.kernels.cuda.device import c_type, empty, launch, multiprocessors, never, sum_parts
+from otbilevel.ot.kernels.cuda.passes import Queue, Rows, finish_scaling, run_queue
 
 STRIPS = ((32, 4), (64, 4), (128, 4), (256, 4), (512, 4), (512, 12), (512, 20))
 """Threads of a block of strips.cu, and entries of a row that each of them holds."""
@@ -78,17 +80,32 @@ def scaling_pass(
     aprox: Aprox = RIGID,
 ) -> tuple[Array, Array, float]:
     n, m = plan.shape
-    potentials = a if f is None else f  # only read where the mass depends on them
-    if fits(m):
-        out, errors = u.copy(), empty(n)
+    rows = Rows(u.copy(), empty(n), never())
+    parts = _pass_parts(plan, a, v, rows, relaxation, f, reg, aprox)
+    return rows.u, sum_parts(parts, m), float(rows.errors.sum()) if relaxation != 1.0 else 0.0
+
+
+def _pass_parts(
+    plan: Array,
+    a: Array,
+    v: Array,
+    rows: Rows,
+    relaxation: float,
+    f: Array | None = None,
+    reg: float = 1.0,
+    aprox: Aprox = RIGID,
+) -> Array:
+    """Partial sums over the columns after a pass."""
+    if fits(plan.shape[1]):
         row = float(reg), float(relaxation), *map(float, aprox)
-        parts = _plan_strip(plan, "scaling_strip", v, a, potentials, *row, out, errors)
-    else:
-        out, weights, errors = empty((3, n))
-        args = _plan_rows(plan, v), a, u, potentials, n, float(reg), float(relaxation), *map(float, aprox), out, weights, errors
-        launch("products", "finish_scaling", (-(-n // 128),), (128,), *args, PLAN=c_type(plan))
-        parts = _plan_columns(plan, weights, "stored_columns", never())
-    return out, sum_parts(parts, m), float(errors.sum()) if relaxation != 1.0 else 0.0
+        return _plan_strip(plan, "scaling_strip", v, a, a if f is None else f, *row, rows.done, rows.u, rows.errors)
+    row_sums = _plan_rows(plan, v, 0, rows.done)
+    weights = finish_scaling(row_sums, a, rows, relaxation, f, reg, aprox, plan=c_type(plan))
+    return _plan_columns(plan, weights, "stored_columns", rows.done)
+
+
+def scaling_passes(plan: Array, a: Array, u: Array, log_v: Array, b: Array, log_b: Array, **rule: Any) -> Queue:
+    return run_queue(partial(_pass_parts, plan, a), u, log_v, b, log_b, **rule)
 
 
 def shift_pass(plan: Array, a: Array, growth: Array) -> tuple[Array, Array]:

@@ -55,11 +55,12 @@ __device__ inline void strip(const PLAN *__restrict__ plan, const double *__rest
 }
 
 // u = relaxed(u, K v), K'w: both half steps of Sinkhorn's iteration. w_i = a_i exp((clip(share S_i) - f_i) / reg), S_i = f_i +
-// reg log u_i.
+// reg log u_i. Nothing when `done` says that a queue of passes is over.
 extern "C" __global__ void __launch_bounds__(THREADS)
 scaling_strip(const PLAN *__restrict__ plan, const double *__restrict__ v, int n, int m, const double *__restrict__ a,
-              const double *__restrict__ f, double reg, double relaxation, double share, double low, double high, double *u,
-              double *errors, double *parts) {
+              const double *__restrict__ f, double reg, double relaxation, double share, double low, double high,
+              const double *__restrict__ done, double *u, double *errors, double *parts) {
+  if (*done != 0.0) return;
   const Mass mass = {share, low, high, 1.0 / reg};
   strip(plan, v, n, m, parts, [&](int i, double sum) {
     const double scaling = relaxed(u[i], sum, relaxation);

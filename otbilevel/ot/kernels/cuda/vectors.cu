@@ -26,9 +26,10 @@ sum_parts(const double *__restrict__ parts, int count, int length, double *out) 
 // What follows is for a single block.
 #define FOR_ENTRIES(j, length) for (int j = threadIdx.x; j < length; j += blockDim.x)
 
-// out = the smallest and the largest number, NaN if one is.
-extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK) vector_extremes(const double *__restrict__ x, int length, double *out) {
-  double low = infinity(), high = -infinity(), poison[1] = {0.0};
+// The smallest and the largest number, NaN if one is; every thread gets them.
+__device__ inline void block_extremes(const double *x, int length, double &low, double &high) {
+  double poison[1] = {0.0};
+  low = infinity(), high = -infinity();
   FOR_ENTRIES(j, length) {
     low = fmin(low, x[j]);
     high = fmax(high, x[j]);
@@ -37,7 +38,13 @@ extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK) vector_extremes(cons
   low = -block_max(-low);
   high = block_max(high);
   block_sums(poison);
-  if (threadIdx.x == 0) out[0] = low + poison[0], out[1] = high + poison[0];
+  low += poison[0], high += poison[0];
+}
+
+extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK) vector_extremes(const double *__restrict__ x, int length, double *out) {
+  double low, high;
+  block_extremes(x, length, low, high);
+  if (threadIdx.x == 0) out[0] = low, out[1] = high;
 }
 
 // out = sum |x - y|.
@@ -64,15 +71,77 @@ vector_centred(const double *__restrict__ x, const double *__restrict__ centre, 
   if (threadIdx.x == 0) out[0] = sum[0] == sum[0] ? largest : sum[0], out[1] = sum[0];
 }
 
-// Conjugate gradients for L x = b, L = diag(degree) - diag(columns) K' diag(weights) K diag(columns), preconditioned by a diagonal.
-// The state is read by the host now and then only; once DONE is set, kernels return at once.
+// Sinkhorn's iterations on a stored K, a queue of them: once DONE is set, the kernels of the queue return at once, so that all
+// stays as the last iteration left it. The state is read by the host at the end of the queue only.
 #define DONE 0
 #define STEPS 1
+#define ROW_ERROR 2  // the share of the rows in the last error
+#define ERRORS 3     // one for each iteration
+#define RUNNING 0.0
+#define FINISHED 1.0
+#define OUT_OF_REACH 2.0  // what underflowed in K could matter to the next iteration, or its scaling overflow
+
+struct Reach {
+  double spread, largest;
+};
+
+// v = exp(log_v) for the next iteration, if log_v may go that far.
+__device__ inline void next_scaling(const double *log_v, int length, Reach reach, double *v, double *state) {
+  double low, high;
+  block_extremes(log_v, length, low, high);
+  if (high - low <= reach.spread && fmax(high, -low) <= reach.largest) {  // not so for NaN
+    FOR_ENTRIES(j, length) v[j] = exp(log_v[j]);
+  } else if (threadIdx.x == 0) {
+    state[DONE] = OUT_OF_REACH;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK)
+scaling_start(const double *__restrict__ log_v, int length, double spread, double largest, double *v, double *state) {
+  if (threadIdx.x == 0) state[DONE] = RUNNING, state[STEPS] = 0.0, state[ROW_ERROR] = 0.0;
+  next_scaling(log_v, length, {spread, largest}, v, state);
+}
+
+// The column sums of diag(a u) K diag(v) from the partial sums of K'(a u).
+extern "C" __global__ void __launch_bounds__(256)
+scaling_sums(const double *__restrict__ parts, int count, int length, const double *__restrict__ v,
+             const double *__restrict__ state, double *sums) {
+  if (state[DONE] != RUNNING) return;
+  const int j = blockIdx.x * WARP + threadIdx.x;
+  const double total = sum_of_parts(parts, count, length, j);
+  if (threadIdx.y == 0 && j < length) sums[j] = v[j] * total;
+}
+
+// The error where the iteration at log_v has led, `at` = log_v, and the next log_v: the half step of the columns.
+extern "C" __global__ void __launch_bounds__(LARGEST_BLOCK)
+scaling_step(const double *__restrict__ sums, const double *__restrict__ b, const double *__restrict__ log_b,
+             const double *__restrict__ row_errors, int n, int m, double relaxation, double tol, double least_sum,
+             double longest_step, double spread, double largest, double *log_v, double *at, double *v, double *state) {
+  if (state[DONE] != RUNNING) return;
+  double errors[2] = {};
+  FOR_ENTRIES(j, m) {
+    errors[0] += fabs(sums[j] - b[j]);
+    at[j] = log_v[j];
+    log_v[j] += relaxation * fmin(log_b[j] - log(fmax(sums[j], least_sum)), longest_step);
+  }
+  if (relaxation != 1.0) FOR_ENTRIES(i, n) errors[1] += row_errors[i];
+  block_sums(errors);  // after it all have read the state
+  next_scaling(log_v, m, {spread, largest}, v, state);
+  if (threadIdx.x == 0) {
+    const double steps = state[STEPS], error = errors[0] + errors[1];
+    state[ERRORS + (int)steps] = error;
+    state[ROW_ERROR] = errors[1];
+    state[STEPS] = steps + 1.0;
+    if (!(error > tol)) state[DONE] = FINISHED;
+  }
+}
+
+// Conjugate gradients for L x = b, L = diag(degree) - diag(columns) K' diag(weights) K diag(columns), preconditioned by a diagonal.
+// The state, which begins like that of the queue above, is read by the host now and then only; once DONE is set, kernels return at
+// once.
 #define PRODUCT 2  // r'z
 #define TARGET 3   // L1 norm of the residual to reach
 #define UNIT 4     // power of two that b was divided by: squares must not over- or underflow
-#define RUNNING 0.0
-#define FINISHED 1.0
 #define DROWNED 2.0  // no curvature beyond rounding
 
 // Curvature relative to that of the operator's size that rounding explains, see `linalg.cg`.
