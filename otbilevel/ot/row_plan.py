@@ -235,8 +235,13 @@ class RowPlan(ABC):
 
     @property
     def queues(self) -> bool:
-        """Whether the host has to wait for figures, so that several passes had better be made before it looks at them."""
+        """Whether several passes can be made before their errors are looked at, and had better be."""
         return False
+
+    @property
+    def waits(self) -> bool:
+        """Whether that is because the host has to wait for figures."""
+        return self.queues and bool(self.kernels.waits)
 
     @property
     @abstractmethod

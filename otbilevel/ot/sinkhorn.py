@@ -71,7 +71,11 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     plan = run.make_plan(single=False)
     plan.sweep(run.first_potential(), problem.reg)
     stop, relaxation = _Stop(run), options.relaxation
-    rule = PassRule(lambda errors, fresh: stop(plan, errors[-fresh:]), lambda _: run.ahead(plan, LONGEST_QUEUE), problem.tol)
+    rule = PassRule(
+        lambda errors, fresh: stop(plan, errors[-fresh:]),
+        lambda _: run.ahead(plan, LONGEST_QUEUE if plan.waits else 1),
+        problem.tol,
+    )
     while not stop(plan, [run.error(plan)]):
         g, _ = scale(plan, problem.b, rule, relaxation=relaxation)
         plan.sweep(g, problem.reg, relaxation=relaxation)

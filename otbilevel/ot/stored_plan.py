@@ -79,7 +79,7 @@ class StoredPlan(RowPlan):
         kernels, marginals = self.kernels, self.marginals
         if kernels.scaling_passes is None or self.a.shape[0] * self.g.shape[0] > kernels.QUEUED_ENTRIES:
             return False
-        return marginals is None or (kernels.queues_prices and marginals.strengths is not None)
+        return marginals is None or (not kernels.waits and marginals.strengths is not None)  # on devices the host finds the shift
 
     def restart(self, f: Array | None = None) -> None:
         super().restart(f)

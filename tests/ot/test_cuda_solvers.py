@@ -80,6 +80,7 @@ def test_small_regularisation_by_active_sets(family, reg, cupy, monkeypatch):
     from otbilevel.ot.stored_plan import StoredPlan
 
     made = []
+    monkeypatch.setattr("otbilevel.ot.sns.SMALL", 0)
     restrict = StoredPlan.on
     monkeypatch.setattr(StoredPlan, "on", lambda active, plan: made.append(active.values.shape[0]) or restrict(active, plan))
     known = FAMILIES[family](120, 0)

@@ -20,7 +20,7 @@ from otbilevel.ot.kernels.pattern import ActiveSet
 sparse_kernels = sparse
 vector_kernels = vectors
 QUEUED_ENTRIES = 2**19  # of a plan whose passes are taken many at a time: some milliseconds
-queues_prices = True
+waits = False
 batch_kernels = batches
 stack_kernels = stacks
 interpolates = True

@@ -52,7 +52,6 @@ __all__ = [
     "plan_product",
     "plan_rows",
     "plan_sums",
-    "queues_prices",
     "scaling_pass",
     "scaling_passes",
     "sharpen",
@@ -62,12 +61,13 @@ __all__ = [
     "sparse_kernels",
     "stack_kernels",
     "vector_kernels",
+    "waits",
 ]
 
 sparse_kernels = sparse
 vector_kernels = vectors
 QUEUED_ENTRIES = math.inf
-queues_prices = False  # what these ask for is found by the host
+waits = True  # for a number that the host wants to know
 interpolates = False
 batch_kernels = generic_batch
 stack_kernels = stacks

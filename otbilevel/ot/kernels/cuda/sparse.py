@@ -17,7 +17,7 @@ from otbilevel.ot.kernels.cuda.passes import Queue, Rows, finish_scaling, run_qu
 
 vector_kernels = vectors
 QUEUED_ENTRIES = math.inf
-queues_prices = False  # what these ask for is found by the host
+waits = True  # for a number that the host wants to know
 
 
 class ActiveSet(NamedTuple):
