@@ -132,6 +132,13 @@ def device_backend(request: pytest.FixtureRequest) -> Backend:
     return _backend(request.param)
 
 
+@pytest.fixture(params=["small", "large"])
+def small_or_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as `sns` solves small problems, once as if they were large."""
+    if request.param == "large":
+        monkeypatch.setattr("otbilevel.ot.sns.SMALL", 0)
+
+
 @pytest.fixture(autouse=True)
 def _small_like_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside read-only arrays problems are solved as if they were large, so that both ways see the tests of every library."""

@@ -94,7 +94,8 @@ def sinkhorn_divergence(
     Notes
     -----
     OT(a, a) and OT(b, b) have one potential each, the fixed point of a soft minimum, which is found by averaging and Anderson's
-    mixing in some fifteen iterations at any reg; most are products with a stored plan where one fits.
+    mixing in some fifteen iterations at any reg; most are products with a stored plan where one fits. Small problems take some
+    thirty plain averages instead, in one compiled call, unless a time limit watches.
 
     geomloss has C = |x - y|^p / p and reg = blur^p: its loss for p = 2 is half of this divergence with ``reg=2 * blur**2``.
     With `reach` and p = 2 it is half of that with ``unbalanced=2 * reach**2``.

@@ -119,7 +119,9 @@ class Marginals:
         """
         p = self.public(g, reg)
         shift, growth = self._translation(reg, sums, target)
-        if isinstance(self.columns, Linear) and not isinstance(self.rows, KL):
+        if any(isinstance(p, Linear) for p in (self.rows, self.columns)) and not any(
+            isinstance(p, KL) for p in (self.rows, self.columns)
+        ):
             shift = self._to_bound(p, reg, sums, target, soft)
         return (aprox.apply(self.columns.aprox(reg), p + shift + reg * (log_ratio - growth)) - p) / reg
 

@@ -21,6 +21,8 @@ from otbilevel.ot.kernels.aprox import RIGID, Aprox
 
 LEAST_SHARE = 1e-300
 """Of its weight that the mass of a point is taken for where it underflowed."""
+UNDERFLOW = 1e-290
+"""Mass that has hardly digits left, or none."""
 ROUNDING = 1e-13
 """How far a potential at its bound may be off, relative to that."""
 
@@ -139,7 +141,16 @@ class KL(Penalty):
         return -self.strength * array_namespace(p).expm1(-p / self.strength)
 
     def gap(self, p: Array, w: Array, r: Array) -> float:
-        return self.strength * relative_entropy_of_sums(r, self.prescribed(p, w, r, 0.0))
+        xp, prescribed = array_namespace(p), self.prescribed(p, w, r, 0.0)
+        lost = ~(prescribed > UNDERFLOW) | ~(prescribed < 1.0 / UNDERFLOW)
+        if not bool(xp.any(lost)):
+            return self.strength * relative_entropy_of_sums(r, prescribed)
+        # r log(r / (w exp(-p / strength))) from the exponent, where exp has no digits left
+        held = xp.where(r > 0, r, xp.ones_like(r))
+        direct = xp.where(r > 0, r * (xp.log(held / w) + p / self.strength), xp.zeros_like(r)) - r + prescribed
+        kept = xp.where(lost, xp.ones_like(r), prescribed)
+        close = relative_entropy_of_sums(xp.where(lost, kept, r), kept)
+        return self.strength * (float(xp.sum(xp.where(lost, direct, xp.zeros_like(r)))) + close)
 
 
 class Linear(Penalty):

@@ -232,8 +232,8 @@ class EntropicPlan(Plan):
         for first, last in row_blocks(p.geometry.shape):
             t = (f[first:last, None] + g[None, :] - p.geometry.rows(first, last)) / p.reg
             ab, growth = p.a[first:last, None] * p.b[None, :], xp.expm1(t)
-            forbidden = t == -float("inf")  # where t exp(t) is 0
-            t = xp.where(forbidden, xp.zeros_like(t), t)
+            if p.geometry.has_forbidden_pairs:  # where t exp(t) is 0
+                t = xp.where(t == -float("inf"), xp.zeros_like(t), t)
             excess += float(xp.sum(ab * growth))
             entropy += float(xp.sum(ab * (t * (1.0 + growth) - growth)))
         return entropy, excess

@@ -116,6 +116,8 @@ class RowPlan(ABC):
         L1 error of the row sums: 0 unless over-relaxed.
     single : bool
         Whether these figures have single precision only.
+    stores_single : bool
+        Whether figures of scaling passes have.
     complete : bool
         Whether all pairs take part: not so on an active set.
     marginals : Marginals or None
@@ -129,6 +131,7 @@ class RowPlan(ABC):
     column_sums: Array
     row_error: float
     single: bool
+    stores_single = True
     complete = True
     _base_g: Array  # where the last sweep was
 
@@ -206,6 +209,14 @@ class RowPlan(ABC):
         self.scaling_pass(log_v, relaxation)
         error = self.marginal_error(b)
         return Passes(log_v + relaxation * self.half_step(log_b), [error], in_reach=True)
+
+    def averaged_passes(self, f: Array, *, tol: float, count: int) -> tuple[Array, Array, list[float]] | None:  # noqa: ARG002
+        """Transport of a measure to itself from where K was swept at f, in one compiled call, see `symmetric`.
+
+        At most `count` iterations; ends at the error `tol`, or where it falls too slowly. Returns the last f, the step from there,
+        and the errors on the way; None where iterations had better be taken one by one.
+        """
+        return None
 
     @property
     def log_v(self) -> Array:

@@ -51,11 +51,11 @@ class Run:
         """L1 error of both marginals where `plan` is."""
         return plan.marginal_error(self.problem.b)
 
-    def ahead(self, plan: RowPlan, most: int) -> int:
+    def passes_ahead(self, plan: RowPlan, most: int) -> int:
         """How many iterations may be made before their errors are looked at: several, where that takes time and nobody waits."""
         return 1 if self.monitor.watched or not plan.queues else max(1, min(most, self.monitor.left))
 
-    def passed(self, plan: RowPlan, errors: Sequence[float]) -> None:
+    def record_passes(self, plan: RowPlan, errors: Sequence[float]) -> None:
         """Record iterations that led towards where `plan` is, of which nothing is left but their errors."""
         for error in errors:
             self.monitor.record(marginal_error=error, reg=plan.reg)

@@ -73,7 +73,7 @@ def solve(problem: OTProblem, options: SinkhornOptions, monitor: Monitor) -> OTR
     stop, relaxation = _Stop(run), options.relaxation
     rule = PassRule(
         lambda errors, fresh: stop(plan, errors[-fresh:]),
-        lambda _: run.ahead(plan, LONGEST_QUEUE if plan.waits else 1),
+        lambda _: run.passes_ahead(plan, LONGEST_QUEUE if plan.waits else 1),
         problem.tol,
     )
     while not stop(plan, [run.error(plan)]):
@@ -99,7 +99,7 @@ class _Stop:
         That is so when it converged, was stopped, or is at the rounding floor without progress.
         """
         problem = self.run.problem
-        self.run.passed(plan, errors[:-1])
+        self.run.record_passes(plan, errors[:-1])
         go_on = self.run.report(plan)
         for error in errors:
             self.since = 0 if error < self.least else self.since + 1

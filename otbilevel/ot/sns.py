@@ -141,7 +141,7 @@ LEVEL_ERROR = 0.05
 """Error at which a level of the path is left."""
 LEVEL_PASSES = 3
 """Scaling passes that tell the contraction of a level."""
-MOST_AHEAD = 8
+MOST_AHEAD = 8.0
 """Passes after which it is measured again, where several are made at a time."""
 ENOUGH = 0.3
 """Share of the tolerance that passes in double precision aim at."""
@@ -167,22 +167,26 @@ def solve(problem: OTProblem, options: SNSOptions, monitor: Monitor) -> OTResult
     run = Run(problem, monitor, options.memory)
     if options.variant == "paper":
         return sns_paper.solve(run, options.n_sinkhorn or 20, options.hessian_density)
+    return solve_robust(options, run)
+
+
+def is_small(problem: OTProblem) -> bool:
+    """Whether a plan in double precision fits the cache."""
     n, m = problem.geometry.shape
-    if n * m <= SMALL:
-        return solve_robust(run.make_plan(single=False), replace(options, active_density=0.0), run)
-    return solve_robust(run.make_plan(single=True), options, run)
+    return n * m <= SMALL
 
 
-def solve_robust(plan: RowPlan, options: SNSOptions, run: Run) -> OTResult:
-    """Path, Newton, certificate, and again with a tighter path after a stall; `plan` gives the room to work in.
+def solve_robust(options: SNSOptions, run: Run) -> OTResult:
+    """Path, Newton, certificate, and again with a tighter path after a stall.
 
     A start that leads nowhere is forgotten first.
     """
-    start = run.problem.start
+    small, start = is_small(run.problem), run.problem.start
+    plan, density = run.make_plan(single=not small), 0.0 if small else options.active_density
     attempts = [] if start is None else [(WARM, start)]
     for schedule, where in [*attempts, *((schedule, None) for schedule in SCHEDULES)]:
         try:
-            attempt(plan, schedule, options.active_density, run, where)
+            attempt(plan, schedule, density, run, where)
         except TooFarError:
             continue
         if run.best_error <= run.problem.tol or run.stopped or run.problem.at_floor(run.best_error):
@@ -214,7 +218,7 @@ def follow_path(plan: RowPlan, schedule: Schedule, density: float, run: Run, sta
     reg, g, previous = enter(plan, run, start, schedule.easy)
     while True:
         last = reg <= problem.reg
-        if not run.report(plan) or (last and run.error(plan) <= (CERTIFIED_FROM if plan.single else problem.tol)):
+        if not run.report(plan) or (last and run.error(plan) <= (CERTIFIED_FROM if plan.stores_single else problem.tol)):
             return g, run.error(plan)
         g, errors = scale(plan, problem.b, _level_rule(plan, run, last=last))
         if not plan.admits((g - plan.g) / reg + plan.log_v):
@@ -245,15 +249,15 @@ def _level_rule(plan: RowPlan, run: Run, *, last: bool) -> PassRule:
     """Leave a level after three passes, unless the measured contraction promises the target within few more."""
     target, at_most = LEVEL_ERROR, 14.0
     if last:
-        target, at_most = (1e-6, 24.0) if plan.single else (max(ENOUGH * run.problem.tol, 1e-300), 40.0)
+        target, at_most = (1e-6, 24.0) if plan.stores_single else (max(ENOUGH * run.problem.tol, 1e-300), 40.0)
 
     def missing(errors: list[float]) -> float:
         """How many passes the target still takes."""
         contraction = errors[-1] / errors[-2]
-        return math.log(target / errors[-1]) / math.log(contraction) if contraction < 1 else math.inf
+        return math.log(target / errors[-1]) / math.log(contraction) if 0 < contraction < 1 else math.inf
 
     def enough(errors: list[float], fresh: int) -> bool:
-        run.passed(plan, errors[-fresh:-1])
+        run.record_passes(plan, errors[-fresh:-1])
         if not run.report(plan) or errors[-1] <= target:
             return True
         passes = len(errors) - 1
@@ -261,7 +265,7 @@ def _level_rule(plan: RowPlan, run: Run, *, last: bool) -> PassRule:
 
     def ahead(errors: list[float]) -> int:
         """What is missing, but no more than may be wasted where the contraction gets worse."""
-        return run.ahead(plan, LEVEL_PASSES if len(errors) <= LEVEL_PASSES else min(math.ceil(missing(errors)), MOST_AHEAD))
+        return run.passes_ahead(plan, LEVEL_PASSES if len(errors) <= LEVEL_PASSES else math.ceil(min(missing(errors), MOST_AHEAD)))
 
     return PassRule(enough, ahead, target)
 

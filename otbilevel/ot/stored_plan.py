@@ -50,7 +50,7 @@ class StoredPlan(RowPlan):
         super().__init__(kernels, cost, a, work, marginals)
         self._k = storage
         self._reach = reach
-        self._stores_single = single
+        self.stores_single = single
         self.complete = complete
 
     @classmethod
@@ -89,7 +89,7 @@ class StoredPlan(RowPlan):
     def sweep(self, g: Array, reg: float, *, single: bool = False, relaxation: float = 1.0) -> None:
         self.work.sweeps += 1
         start = self._f if self._u is None else self.row_potentials()
-        self.single = single = single and self._stores_single
+        self.single = single = single and self.stores_single
         self._f, self._k, self.column_sums, self.row_error = self.kernels.softmax_rows(
             self.cost, g, reg, self.a, start, self._k, single=single, relaxation=relaxation, aprox=self.aprox(reg)
         )
@@ -127,7 +127,7 @@ class StoredPlan(RowPlan):
 
     def scaling_pass(self, log_v: Array, relaxation: float = 1.0) -> None:
         self.work.products += 1
-        self.single = self.single or self._stores_single  # whatever the exponentials were, these sums are over what was stored
+        self.single = self.single or self.stores_single  # whatever the exponentials were, these sums are over what was stored
         self._v = self.xp.exp(log_v)
         self._u, sums, self.row_error = self.kernels.scaling_pass(
             self._k, self.a, self._u, self._v, relaxation, self._f, self.reg, self.aprox(self.reg)
@@ -146,31 +146,25 @@ class StoredPlan(RowPlan):
         )
         if errors:
             self.work.products += len(errors)
-            self.single = self.single or self._stores_single
+            self.single = self.single or self.stores_single
             self._u, self._v, self.g = u, self.xp.exp(at), self._base_g + self.reg * at
             self.column_sums, self.row_error = sums, row_error
             self._measured = sums, b, errors[-1]
         return Passes(log_v, errors, in_reach)
 
-    def averaged_passes(self, f: Array, *, target: float, most: int) -> tuple[Array, Array, list[float]] | None:
-        """Transport of a measure to itself from where K was swept at f, in one compiled call, see `symmetric`.
-
-        Returns the last f, the step from there, and the errors on the way; None where iterations had better be taken one by one.
-        """
-        compiled = getattr(self.kernels, "averaged_passes", None)  # only kernels of NumPy arrays have one
-        strengths = (math.inf, math.inf) if self.marginals is None else self.marginals.strengths
-        if compiled is None or strengths is None or self._stores_single:
+    def averaged_passes(self, f: Array, *, tol: float, count: int) -> tuple[Array, Array, list[float]] | None:
+        if self.kernels.averaged_passes is None or not self.queues or self.stores_single:
             return None
-        found: tuple[Array, Array, list[float]] | None = compiled(
-            self._k, self.a, strengths[0], self.row_potentials(), f, self.reg, target=target, most=most
+        strength = math.inf if self.marginals is None else self.marginals.strengths[0]  # type: ignore[index]  # or it had no queue
+        f, step, errors = self.kernels.averaged_passes(
+            self._k, self.a, strength, self.row_potentials(), f, self.reg, tol=tol, count=count
         )
-        if found is not None:
-            self.work.products += len(found[2])
-        return found
+        self.work.products += len(errors)
+        return f, step, errors
 
     def move(self, g: Array, *, single: bool) -> None:
         """Scaled entries in double precision are as good as fresh ones."""
-        super().move(g, single=single or not self._stores_single)
+        super().move(g, single=single or not self.stores_single)
 
     def lower(self, g: Array, reg: float) -> None:
         """By powers of the entries where reg is halved or quartered, which needs neither the cost nor an exponential.
@@ -188,7 +182,7 @@ class StoredPlan(RowPlan):
         self._k, row_sums, self.column_sums = self.kernels.sharpen(self._k, self.a, self.xp.exp(log_v - middle), squarings)
         self._f = self._f - reg * (self.xp.log(row_sums) + middle)
         self._arrive(g, reg)
-        self.single, self.row_error = self._stores_single, 0.0
+        self.single, self.row_error = self.stores_single, 0.0
 
     def row_potentials(self) -> Array:
         return self._f + self.reg * self.xp.log(self._u)
@@ -218,7 +212,7 @@ class StoredPlan(RowPlan):
     def active_set(self, theta: float, most: float) -> Any:
         """Told from the stored entries."""
         low, high = self.vector_kernels.extremes(self._v)
-        if self.kernels.active_set is None or theta + math.log(high / low) > SMALLEST_EXPONENT[self._stores_single]:
+        if self.kernels.active_set is None or theta + math.log(high / low) > SMALLEST_EXPONENT[self.stores_single]:
             return super().active_set(theta, most)
         return self.kernels.active_set(self.cost, self._k, self._u, self._v, math.exp(-theta), most)
 

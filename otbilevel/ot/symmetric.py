@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from otbilevel._core.array import Array, array_namespace, device
+from otbilevel._core.array import Array, array_namespace, clamp, device
 from otbilevel._core.monitor import Monitor
 from otbilevel.ot import sns
 from otbilevel.ot.newton import UNCERTAIN
@@ -21,20 +21,21 @@ from otbilevel.ot.result import OTResult
 from otbilevel.ot.row_plan import RowPlan
 from otbilevel.ot.run import Run
 from otbilevel.ot.start import Start
-from otbilevel.ot.stored_plan import StoredPlan
 
 DEPTH = 6
 """Differences that Anderson's mixing keeps."""
 MOST = 100
 """Iterations after which the general method takes over; a dozen do where exp(-C/reg) is positive semi-definite."""
 MOST_AVERAGED = 60
-"""Plain averaged iterations, which halve the error at least, in one call."""
+"""Plain averaged iterations in one call; they halve the error at least where exp(-C/reg) is positive semi-definite."""
 SINGLE_UNTIL = 1e-5
 """Error down to which single precision does."""
 SLOW = 0.7
 """Reduction of the error short of which single precision is given up: what it has to give may be exhausted."""
 RISE = 3.0
 """Growth of the error over the least one at which the mixing starts afresh from there."""
+LARGEST_EXPONENT = 700.0
+"""Beyond it a start is far off, by whatever measure."""
 RIDGE = 1e-12
 """Added to the normal equations of the mixing, whose diagonal is 1."""
 
@@ -44,16 +45,18 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
 
     Where mixing fails, as it may without a positive semi-definite kernel, `sns` goes on from there.
     """
-    run, small = Run(problem, monitor, memory), problem.a.shape[0] ** 2 <= sns.SMALL
+    run, small = Run(problem, monitor, memory), sns.is_small(problem)
     plan, side = run.make_plan(single=not small), _Side(problem)
     f = side.admissible(problem.xp.zeros_like(problem.a) if problem.start is None else problem.start.g)
-    if small and _in_one_call(plan, side, run, f):
-        return run.finish("symmetric")
+    if small and not monitor.watched:
+        f = _in_one_call(plan, side, run, f)
+        if run.best_error <= problem.tol or run.stopped:
+            return run.finish("symmetric")
     mixing, least, single = _Mixing(problem.a), math.inf, problem.start is None and not small
     for _ in range(MOST):
         _move(plan, f + side.log_weights, run, single=single)
         step, error = side.step(f, plan.row_potentials())
-        if not single and (error < least or run.best is None):
+        if not single and (error < run.best_error or run.best is None):
             run.best_error, run.best = error, (f + step, f + step + side.log_weights)
         go_on = run.record(f + step, f + step + side.log_weights, error, problem.reg)
         converged = error <= problem.tol
@@ -76,19 +79,17 @@ def solve_symmetric(problem: OTProblem, memory: float, monitor: Monitor) -> OTRe
     return run.finish("symmetric")
 
 
-def _in_one_call(plan: RowPlan, side: _Side, run: Run, f: Array) -> bool:
-    """Plain averaged iterations on a small plan, which do where exp(-C/reg) is positive semi-definite; whether they converged."""
+def _in_one_call(plan: RowPlan, side: _Side, run: Run, f: Array) -> Array:
+    """Plain averaged iterations on a small plan, as long as they converge as they promise; where they lead."""
     problem = run.problem
     plan.sweep(f + side.log_weights, problem.reg)
-    most, watched = min(MOST_AVERAGED, run.monitor.left), run.monitor.watched
-    found = None if watched or not isinstance(plan, StoredPlan) else plan.averaged_passes(f, target=problem.tol, most=most)
+    found = plan.averaged_passes(f, tol=problem.tol, count=min(MOST_AVERAGED, run.monitor.left))
     if found is None:
-        return False
+        return f
     f, step, errors = found
-    for error in errors:
-        run.monitor.record(marginal_error=error, reg=problem.reg)
+    run.record_passes(plan, errors)
     run.best_error, run.best = errors[-1], (f + step, f + step + side.log_weights)
-    return run.best_error <= problem.tol or run.stopped
+    return f + step
 
 
 class _Side:
@@ -108,9 +109,11 @@ class _Side:
         p, xp = self._problem, self._problem.xp
         if p.marginals is None:
             step = 0.5 * (soft - f)
-            return step, 2.0 * float(xp.sum(p.a * xp.abs(xp.expm1(-2.0 * step / p.reg))))
+            return step, 2.0 * float(
+                xp.sum(p.a * xp.abs(xp.expm1(clamp(-2.0 * step / p.reg, -LARGEST_EXPONENT, LARGEST_EXPONENT))))
+            )
         step = (p.marginals.row_potentials(soft, p.reg) - f) / (1.0 + p.marginals.row_response(soft, p.reg))
-        sums = p.a * xp.exp((f - soft) / p.reg)
+        sums = p.a * xp.exp(clamp((f - soft) / p.reg, -LARGEST_EXPONENT, LARGEST_EXPONENT))
         return step, 2.0 * float(xp.sum(xp.abs(sums - p.marginals.rows.prescribed(f, p.a, sums, p.reg))))
 
 
@@ -127,7 +130,7 @@ def _generally(problem: OTProblem, run: Run) -> OTResult:
     assert run.best is not None
     start = Start(run.best[0], problem.reg)
     run.problem = OTProblem(**{**vars(problem), "start": start})
-    return sns.solve_robust(run.make_plan(single=True), sns.SNSOptions(memory=run.memory), run)
+    return sns.solve_robust(sns.SNSOptions(memory=run.memory), run)
 
 
 class _Mixing:

@@ -1,6 +1,7 @@
 """Many problems at once: the same as one by one, on every library; and what is refused."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -33,6 +34,19 @@ def check_against_single(result, a, b, C, reg, backend=None, atol=1e-8):
         np.testing.assert_allclose(g[k], single.g, atol=1e2 * atol)
         for name, values in figures.items():
             assert values[k] == pytest.approx(getattr(single, name), abs=10 * atol), name
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 10, 20])
+@pytest.mark.parametrize("reg", [1e-2, 1e-4])
+def test_the_iteration_limit_holds_in_each_problem(reg, limit):
+    rng = np.random.default_rng(0)
+    a, b, C = rng.dirichlet(np.full(16, 0.3), 20), rng.dirichlet(np.full(16, 0.3), 20), rng.random((20, 16, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = solve_ot_batch(a, b, C, reg=reg, max_iter=limit)
+    assert result.nit.max() <= limit and np.all(np.isfinite(result.plan))
+    assert np.all(result.converged == (result.marginal_error <= 1e-9))
+    assert np.all(result.statuses[~result.converged] == int(Status.ITERATION_LIMIT))
 
 
 @pytest.mark.parametrize("reg", [1.0, 0.1, 0.01, 1e-3])

@@ -1,5 +1,7 @@
 """The Sinkhorn divergence: its definition in plain NumPy, POT, laws, and derivatives."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -258,3 +260,25 @@ C = dense(X, Y), dense(X, X), dense(Y, Y)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("limit", [20, 60, 61, 62, 70])
+@pytest.mark.parametrize("reg", [0.3, 0.05])
+def test_the_best_iterate_without_a_positive_kernel(limit, reg):
+    """Averages, mixing and the general method follow one another; each goes on from the best, and none loses it."""
+    rng = np.random.default_rng(0)
+    C = rng.random((12, 12))
+    C, cross = C + C.T, rng.random((12, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = sinkhorn_divergence(None, None, reg=reg, cost=(cross, C, C), max_iter=limit).result_aa
+    assert result.nit <= limit and result.success == (result.marginal_error <= 1e-9)
+    assert result.marginal_error <= 2 * min(result.history["marginal_error"]) + 1e-12
+
+
+def test_a_start_from_far_away_is_silent():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((30, 2)), rng.random((20, 2))
+    before = sinkhorn_divergence(None, None, 30 * x, 30 * y, reg=100.0)
+    again = sinkhorn_divergence(None, None, 30 * x, 30 * y, reg=1e-3, init=before)
+    assert again.success

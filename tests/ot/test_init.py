@@ -13,6 +13,8 @@ from otbilevel.ot.methods import METHODS
 from otbilevel.testing.ot_laws import check_ot_result
 from otbilevel.testing.ot_problems import FAMILIES
 
+pytestmark = pytest.mark.usefixtures("small_or_large")
+
 WARM = [row.name for row in METHODS if row.name != "exact"]
 
 
@@ -249,3 +251,13 @@ def test_devices_are_not_mixed(make_backend):
     result = solve_ot(*(far.asarray(v) for v in (A, B, COST)), reg=0.1)
     with pytest.raises(TypeError, match=r"one device, got init\.f"):
         solve_ot(*(near.asarray(v) for v in (A, B, COST)), reg=0.1, init=result)
+
+
+@pytest.mark.parametrize("change", [1e-4, 1e-6, 1e-8])
+def test_a_small_change_takes_no_passes_in_single_precision(change):
+    """Between so many points the plan is stored in single precision, which is not where a good start has to be improved."""
+    rng = np.random.default_rng(0)
+    C = rng.random((300, 300))
+    cold = solve_ot(None, None, C, reg=1e-3)
+    warm = solve_ot(None, None, C + change * 1e-3 * rng.standard_normal(C.shape), reg=1e-3, init=cold)
+    assert warm.success and warm.nsweep <= 3 and warm.nit <= (25 if change > 1e-5 else 4)

@@ -332,16 +332,37 @@ def test_a_part_of_the_work_is_no_solution():
 
 
 @pytest.mark.parametrize("excess", [1e-6, 1e-3, 0.1])
-@pytest.mark.parametrize("prices", [TotalVariation(2.0), AtMost(0.2), (None, AtMost(0.2)), (None, TotalVariation(2.0))], ids=str)
-def test_masses_that_nearly_agree(prices, excess):
-    """No potential is at its bound until all are shifted far, by a difference of masses that is hardly to be seen."""
+@pytest.mark.parametrize(
+    "prices",
+    [TotalVariation(2.0), AtMost(0.2), (None, AtMost(0.2)), (None, TotalVariation(2.0)), (TotalVariation(2.0), AtMost(0.2))],
+    ids=str,
+)
+@pytest.mark.parametrize("reg", [0.1, 1e-2, 1e-3])
+def test_masses_that_nearly_agree(prices, excess, reg):
+    """No potential is at its bound until all are shifted far, by a difference of masses that is hardly to be seen.
+
+    Either side may be the one with the price.
+    """
     rng = np.random.default_rng(0)
     x, y, a, b = rng.random((12, 2)), rng.random((12, 2)), rng.uniform(0.5, 1.5, 12), rng.uniform(0.5, 1.5, 12)
     for of_a, of_b in ((1.0, 1.0 + excess), (1.0 + excess, 1.0)):
-        if not (isinstance(prices, tuple) and of_a > of_b and isinstance(prices[1], AtMost)):
-            result = solve_ot(of_a * a / a.sum(), of_b * b / b.sum(), squared(x, y), reg=0.1, unbalanced=prices)
-            assert result.success and result.nit < 60
-            assert result.gap < 1e-7
+        if not (isinstance(prices, tuple) and prices[0] is None and of_a > of_b and isinstance(prices[1], AtMost)):
+            weights, C = (of_a * a / a.sum(), of_b * b / b.sum()), squared(x, y)
+            result = solve_ot(*weights, C, reg=reg, unbalanced=prices)
+            turned = solve_ot(*weights[::-1], C.T, reg=reg, unbalanced=prices[::-1] if isinstance(prices, tuple) else prices)
+            for one in (result, turned):
+                assert one.success and one.nit < 250 and one.gap < 1e-7
+            assert turned.value == pytest.approx(result.value, abs=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_gaps_where_prescribed_masses_underflow(seed):
+    """A price far below the costs on one side: what it prescribes has no digits left, its logarithm has."""
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(1, 9, 2)
+    a, b, C = rng.uniform(0.1, 1.0, n), rng.uniform(0.1, 1.0, m), rng.random((n, m))
+    result = solve_ot(a, b, C, reg=1e-3, unbalanced=(KL(1e-3), KL(1e3)))
+    assert result.success and -1e-9 <= result.gap < 1e-5
 
 
 A, B, C = np.array([0.5, 0.5]), np.array([0.4, 0.4]), np.array([[0.0, 1.0], [1.0, 0.5]])

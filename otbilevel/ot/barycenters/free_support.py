@@ -294,7 +294,7 @@ class _Solver:
             self._transport(y, b, x, a, accuracy, None if known is None else known[k]) for k, (x, a) in enumerate(targets)
         ]
         maps = [result.barycentric_map(x) for result, (x, _) in zip(transports, targets, strict=True)]
-        values = np.array([result.value for result in transports])
+        values = np.array([result.dual_value if self.reg else result.value for result in transports])  # off by the error squared
         count = len(self.clouds)
         points = sum(float(w) * image for w, image in zip(self.w, maps, strict=False))
         value = float(self.w @ values[:count])

@@ -21,7 +21,7 @@ batch_kernels = generic_batch
 stack_kernels = stacks
 sparse_kernels = active_set = lazy_active_set = None
 interpolates = False
-solve_laplacian = scaling_passes = None
+solve_laplacian = scaling_passes = averaged_passes = None
 _BLOCK_ENTRIES = 2**19
 
 

@@ -16,7 +16,7 @@ from otbilevel.ot.kernels.pattern import ActivePlan, ActiveSet
 __all__ = ["vector_kernels"]
 
 sparse_kernels = active_set = lazy_active_set = None
-solve_laplacian = scaling_passes = None
+solve_laplacian = scaling_passes = averaged_passes = None
 
 
 def _rows(cost: ActiveSet) -> np.ndarray:

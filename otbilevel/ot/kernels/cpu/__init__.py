@@ -117,13 +117,11 @@ def scaling_passes(
 
 
 def averaged_passes(
-    plan: np.ndarray, a: np.ndarray, strength: float, soft: np.ndarray, f: np.ndarray, reg: float, *, target: float, most: int
-) -> tuple[np.ndarray, np.ndarray, list[float]] | None:
-    """See `passes`. Returns f, the step from there, and errors; None for a plan that is not small."""
-    if plan.size > QUEUED_ENTRIES:
-        return None
-    f, step, errors = f.copy(), np.empty_like(f), np.empty(most)
-    done = passes.averaged_passes(plan, a, strength, soft, f, reg, target, errors, step)
+    plan: np.ndarray, a: np.ndarray, strength: float, soft: np.ndarray, f: np.ndarray, reg: float, *, tol: float, count: int
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """See `passes`. Returns f, the step from there, and errors."""
+    f, step, errors = f.copy(), np.empty_like(f), np.empty(count)
+    done = passes.averaged_passes(plan, a, strength, soft, f, reg, tol, errors, step)
     return f, step, errors[:done].tolist()
 
 

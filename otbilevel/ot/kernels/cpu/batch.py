@@ -26,6 +26,7 @@ CAREFUL = 1.4
 ENOUGH = 0.3
 """Share of the tolerance that iterations aim at."""
 MAX_STEPS, MAX_CG, STALL_WINDOW = 60, 400, 12
+SMOOTHING_PASSES = 3
 CLIP = 6.0
 FARTHEST = 100.0
 """By how much potentials may move, in units of reg, where K is scaled along."""
@@ -95,8 +96,10 @@ def half_step(b, v, c):
 
 
 @kernel
-def passes(a, b, k, u, v, c, error, target, most, at_least):
+def passes(a, b, k, u, v, c, error, target, most, at_least, left):
     """Sinkhorn's iterations on K until `target`, or as long as the contraction promises it within `most`; v ends half a step on.
+
+    There are no more than `left`.
 
     Returns the last error, the one before, and the number of passes.
     """
@@ -105,7 +108,7 @@ def passes(a, b, k, u, v, c, error, target, most, at_least):
         half_step(b, v, c)
         if not admits(v):
             break
-        if done > 0 and error <= target:
+        if (done > 0 and error <= target) or done >= left:
             break
         if done >= at_least:
             rate = error / before
@@ -207,7 +210,7 @@ def newton(cost, reg, a, b, f, g, k, u, v, c, error, tol, most):
             trial_error = scaled(a, b, k, u, v, c)
         error = trial_error
         if clipped or not moved or length < 1.0:
-            error, _, _ = passes(a, b, k, u, v, c, error, 0.0, 1e9, 3)
+            error, _, _ = passes(a, b, k, u, v, c, error, 0.0, 1e9, 3, SMOOTHING_PASSES)
             if not admits(v) or not moved:
                 fold(reg, f, g, k, u, v)
                 error = sweep(cost, g, reg, a, b, f, k, u, v, c)
@@ -225,15 +228,18 @@ def follow_path(cost, reg, top, tol, careful, a, b, f, g, k, u, v, c, max_iter):
     while True:
         last = level <= reg
         target, most = (ENOUGH * tol, LAST_PASSES) if last else (LEVEL_ERROR, LEVEL_PASSES)
-        error, before, done = passes(a, b, k, u, v, c, error, target, most, 3)
+        error, before, done = passes(a, b, k, u, v, c, error, target, most, 3, max_iter - nit)
         nit += done
-        if last or nit >= max_iter:
+        if last:
             return error, nit, steps
+        if nit >= max_iter:  # what there is, with the rows of the target
+            fold(level, f, g, k, u, v)
+            return sweep(cost, g, reg, a, b, f, k, u, v, c), nit, steps
         hard = error > min(LEVEL_ERROR, 0.5 * before)
         wanted, limit = (CAREFUL_ERROR, MAX_STEPS) if careful else (HARD_ERROR, 2)
         if careful or (hard and error > wanted):
             error = scaled(a, b, k, u, v, c)  # half a step on: take stock there
-            error, more = newton(cost, level, a, b, f, g, k, u, v, c, error, wanted, limit)
+            error, more = newton(cost, level, a, b, f, g, k, u, v, c, error, wanted, min(limit, max_iter - nit))
             steps, nit = steps + more, nit + more
         fold(level, f, g, k, u, v)
         lower = max(level / (CAREFUL if careful else 2.0 if hard else 4.0), reg)
@@ -286,12 +292,11 @@ def certify(cost, reg, a, b, f, g, figures):
 def solve_one(cost, a, b, reg, top, tol, max_iter, warm, f, g, k, u, v, c, figures):
     """Solve a problem; f and g as `RowPlan` has them. Returns the status and the numbers of iterations and Newton steps."""
     nit = steps = 0
-    most = min(MAX_STEPS, max_iter)  # and no literal, for which numba would compile `newton` once more
     for attempt in range(0 if warm else 1, 3):  # from the start, by a path, by a careful path
         if attempt == 0:
             f[:] = np.nan
             error = sweep(cost, g, reg, a, b, f, k, u, v, c)
-            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, most)
+            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, min(MAX_STEPS, max_iter - nit))
             nit, steps = more, more
         else:
             for j in range(len(b)):
@@ -309,7 +314,7 @@ def solve_one(cost, a, b, reg, top, tol, max_iter, warm, f, g, k, u, v, c, figur
                 if nit >= max_iter:
                     return LIMIT, nit, steps
             error = sweep(cost, g, reg, a, b, f, k, u, v, c)
-            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, most)
+            error, more = newton(cost, reg, a, b, f, g, k, u, v, c, error, ENOUGH * tol, min(MAX_STEPS, max_iter - nit))
             nit, steps = nit + more, steps + more
     return STALLED, nit, steps
 

@@ -9,6 +9,9 @@ import numpy as np
 from otbilevel.ot.kernels.cpu.compile import inlined, kernel
 from otbilevel.ot.kernels.cpu.stored import scaling_pass
 
+SLOW = 0.8
+"""Reduction of the error short of which averaged iterations end: it is 1/2 in theory, and 1 at the rounding floor."""
+
 
 @inlined
 def share(strength, reg):
@@ -58,6 +61,8 @@ def within(log_v, reach):
     low = high = log_v[0]
     for j in range(len(log_v)):
         low, high = min(low, log_v[j]), max(high, log_v[j])
+        if np.isnan(log_v[j]):
+            return False
     return high - low <= reach[0] and max(high, -low) <= reach[1]
 
 
@@ -89,12 +94,12 @@ def scaling_passes(
 
 
 @kernel
-def averaged_passes(plan, a, strength, soft, potential, reg, target, errors, step):
+def averaged_passes(plan, a, strength, soft, potential, reg, tol, errors, step):
     """Averaged iterations f <- f + (aprox(S(f)) - f) / (1 + s) for a = b and a symmetric cost, see `symmetric`.
 
-    K is that of the potential f, whose soft minima are `soft`. Ends when the L1 error of both marginals is at most `target`, or
-    `errors` is full; then `potential` is where the last error was measured, and `step` the step from there. Returns the number of
-    iterations.
+    K is that of the potential f, whose soft minima are `soft`. Ends when the L1 error of both marginals is at most `tol`, or falls
+    by less than it should, or `errors` is full; then `potential` is where the last error was measured, and `step` the step from there.
+    Returns the number of iterations.
     """
     n, base, kept, v = len(a), potential.copy(), share(strength, reg), np.ones(len(a))
     for done in range(len(errors)):
@@ -108,7 +113,7 @@ def averaged_passes(plan, a, strength, soft, potential, reg, target, errors, ste
             error += 2.0 * a[i] * abs(np.exp((potential[i] - here) / reg) - prescribed)
             step[i] = (kept * here - potential[i]) / (1.0 + kept)
         errors[done] = error
-        if error <= target or not error < np.inf:
+        if error <= tol or not error < np.inf or (done > 2 and error > SLOW * errors[done - 1]):
             return done + 1
         if done + 1 < len(errors):
             for i in range(n):

@@ -13,7 +13,7 @@ from otbilevel.ot.kernels.cpu.threads import over_rows, team_parts
 from otbilevel.ot.kernels.pattern import ActivePlan, ActiveSet
 
 vector_kernels = vectors
-scaling_passes = None  # the host knows every error at once
+scaling_passes = averaged_passes = None  # the host knows every error at once
 
 ENTRY_COST = 6.0
 """Time of a product per entry, relative to that of a dense one."""

@@ -22,6 +22,7 @@ from otbilevel.ot.kernels.pattern import ActivePlan, ActiveSet
 
 __all__ = [
     "active_set",
+    "averaged_passes",
     "laplacian_product",
     "lazy_active_set",
     "new_plan",
@@ -42,7 +43,7 @@ __all__ = [
 
 sparse_kernels = sparse
 vector_kernels = vectors
-scaling_passes = None  # the host knows every error at once
+scaling_passes = averaged_passes = None  # the host knows every error at once
 
 WORTHWHILE = 0.5
 """Share of the stored pairs up to which a smaller active set is worth making."""

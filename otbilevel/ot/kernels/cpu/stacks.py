@@ -10,6 +10,8 @@ from otbilevel.ot.kernels.cpu.stored import add, add4, dot, dot4
 from otbilevel.ot.kernels.cpu.threads import over_rows
 from otbilevel.ot.kernels.stacks import LEAST_DEGREE
 
+LARGEST_EXPONENT = 1009.0
+"""Of 2, up to which `exp2` is what it says."""
 FEW = 7
 """Vectors up to which one read of K by rows is faster than two products by BLAS, which rearranges K first."""
 
@@ -161,7 +163,8 @@ def debiased_step(point, w, log_sums, column_sums, self_log_sums):
     difference = 0.0
     for j in range(n):
         log_b[j] -= shift
-        diagonal = exp2((h[j] + self_log_sums[j]) * LOG2E)
+        exponent = (h[j] + self_log_sums[j]) * LOG2E
+        diagonal = exp2(exponent) if not exponent > LARGEST_EXPONENT else np.inf  # exp2 would stay finite
         difference += abs(diagonal - b[j])
         step[count, j] = 0.5 * (log_b[j] - h[j] - self_log_sums[j])
         metric[count, j] = np.sqrt(diagonal)

@@ -38,6 +38,7 @@ from otbilevel.ot.kernels.cuda.stored import (
 __all__ = [
     "QUEUED_ENTRIES",
     "active_set",
+    "averaged_passes",
     "batch_kernels",
     "cost_bounds",
     "extremes",
@@ -66,6 +67,7 @@ __all__ = [
 
 sparse_kernels = sparse
 vector_kernels = vectors
+averaged_passes = None
 QUEUED_ENTRIES = math.inf
 waits = True  # for a number that the host wants to know
 interpolates = False

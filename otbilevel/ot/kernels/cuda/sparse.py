@@ -16,6 +16,7 @@ from otbilevel.ot.kernels.cuda.device import c_type, empty, launch, never
 from otbilevel.ot.kernels.cuda.passes import Queue, Rows, finish_scaling, run_queue
 
 vector_kernels = vectors
+averaged_passes = None
 QUEUED_ENTRIES = math.inf
 waits = True  # for a number that the host wants to know
 
