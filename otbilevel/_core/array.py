@@ -86,8 +86,8 @@ def as_array(x: Any, name: str) -> Array:
 def _check_tensor(x: Any, name: str) -> None:
     if x.requires_grad:
         msg = (
-            f"{name} is a tensor that requires gradients, which this function does not record: use its namesake in "
-            f"otbilevel.pytorch, or pass {name}.detach()"
+            f"{name} is a tensor that requires gradients, which this function does not record: otbilevel.pytorch holds those that "
+            f"do (a solve_ot and a SinkhornLoss), or pass {name}.detach()"
         )
         raise TypeError(msg)
     if "strided" not in str(x.layout):

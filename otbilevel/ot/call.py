@@ -81,8 +81,8 @@ def price(unbalanced: Any, call: Call) -> tuple[Penalty, Penalty]:
     return penalties
 
 
-def regularisation(reg: float | None, method: str, geometry: Geometry, name: str = "reg") -> float:
-    """`reg` or its default, checked against the cost."""
+def regularisation(reg: float | None, method: str, geometry: Geometry, name: str = "reg", *, exact: bool = True) -> float:
+    """`reg` or its default, checked against the cost; `exact` tells that ``method="exact"`` is there for those who want none."""
     if method == "exact":
         if reg is not None:
             msg = 'method="exact" is unregularised: leave reg out, or choose another method'
@@ -97,11 +97,10 @@ def regularisation(reg: float | None, method: str, geometry: Geometry, name: str
         strength = RELATIVE_REG * ((high - low if high > low else largest) or 1.0)
         name = "the default reg"
     else:
-        strength = _positive(reg, name)
+        strength = _positive(reg, name) if exact else validate.real(reg, name, low=0.0, strict=True)
     if strength < max(np.finfo(np.float64).eps * largest, SMALLEST_REG):
-        msg = (
-            f"{name} = {strength:g} is lost in the rounding of C, whose largest cost is {largest:g}: raise reg, rescale C, "
-            'or use method="exact"'
+        msg = f"{name} = {strength:g} is lost in the rounding of C, whose largest cost is {largest:g}: raise reg, or rescale C" + (
+            ', or use method="exact"' if exact else ""
         )
         raise ValueError(msg)
     return strength

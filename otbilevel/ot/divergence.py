@@ -56,7 +56,7 @@ def sinkhorn_divergence(
     a, b : (n,), (m,) array_like or None
         Weights, as `solve_ot` takes them.
     x, y : (n, d), (m, d) array_like, optional
-        The points. Left out where `cost` holds three costs.
+        The points, or a `PointCloud` as `x`. Left out where `cost` holds three costs.
     reg : float
         Regularisation > 0, in units of the cost.
     cost : {"sqeuclidean", "euclidean", "cityblock", "cosine"} or tuple
@@ -128,7 +128,7 @@ def sinkhorn_divergence(
         msg = 'method="exact" is unregularised, and unregularised transport needs no debiasing: use solve_ot'
         raise ValueError(msg)
     cross, *own = _geometries(x, y, cost)
-    strength = regularisation(reg, method, cross)
+    strength = regularisation(reg, method, cross, exact=False)
     problem = make_problem(a, b, cross, reg=strength, tol=tolerance(tol), penalties=_same_price(unbalanced, call))
     if init is not None:
         problem = _started(problem, init)
@@ -141,7 +141,8 @@ def sinkhorn_divergence(
         self_problem = _own_problem(problem, weights, support, geometry, before)
         monitor = Monitor(max_iter=call.max_iter, time_limit=getattr(call.settings, "time_limit", None))
         own_results.append(solve_symmetric(self_problem, call.settings.memory, monitor))
-    worst = next((result for result in (result_ab, *own_results) if not result.success), result_ab)
+    results = (result_ab, *own_results)
+    worst = next((result for result in results if not result.success), max(results, key=lambda result: result.marginal_error))
     divergence = DivergenceResult(
         result_ab=result_ab,
         result_aa=own_results[0],
@@ -167,6 +168,12 @@ def _same_price(unbalanced: Any, call: Call) -> tuple[Penalty, Penalty]:
 
 
 def _geometries(x: Any, y: Any, cost: Any) -> tuple[Geometry, Geometry, Geometry]:
+    if isinstance(x, PointCloud) and y is None and cost == "sqeuclidean":  # as solve_ot takes it
+        return x, PointCloud(x.x, cost=x.cost), PointCloud(x.y, cost=x.cost)
+    if isinstance(x, Geometry):
+        kind = type(x).__name__
+        msg = f"x is a {kind}: give the points, or three costs, as cost=(C_ab, C_aa, C_bb); for a Grid these may be the same"
+        raise TypeError(msg)
     if isinstance(cost, str):
         if x is None or y is None:
             msg = "x and y are missing: give the points of both measures, or cost=(C_ab, C_aa, C_bb)"

@@ -283,4 +283,7 @@ class Linearization:
         if tuple(array.shape) != shape:
             msg = f"{name} must have shape {shape}, got {tuple(array.shape)}"
             raise ValueError(msg)
+        if not bool(problem.xp.all(problem.xp.isfinite(array))):
+            msg = f"{name} must hold finite numbers, but holds NaN or infinity"
+            raise ValueError(msg)
         return problem.xp.astype(array, problem.xp.float64)

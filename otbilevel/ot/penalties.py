@@ -315,6 +315,6 @@ def _penalty(given: Any, name: str) -> Penalty:
         msg = (
             f"{error}; it is the price of a marginal that differs from its weights: a number > 0, inf or None for a fixed one, or "
         )
-        msg += "KL(...) or TotalVariation(...)"
+        msg += "KL(...), TotalVariation(...) or AtMost(...); PartialMass(...) stands for both sides"
         raise type(error)(msg) from None
     return Fixed() if price == math.inf else KL(price)

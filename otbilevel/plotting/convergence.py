@@ -64,6 +64,8 @@ def plot_convergence(results: Any, *, ax: Any = None, against: str = "iterations
         ax.axhline(tol, color="0.6", lw=0.8, zorder=0)
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         ax.annotate("tolerance", (0, tol), (3, 2), color=INK, fontsize="small", **place)
+    if against == "iterations":
+        ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(yscale="log", ylabel="marginal error, L1", xlabel="iteration" if against == "iterations" else "time in seconds")
     only = next(iter(runs.values()))
     if len(runs) == 1 and np.ptp(only.history["reg"]) > 0:

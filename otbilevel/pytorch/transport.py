@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from otbilevel import ot
-from otbilevel.ot import OTResult
+from otbilevel.ot import OTResult, PlanConstraint
+from otbilevel.ot.functionals import Functionals
 from otbilevel.pytorch.arrays import to_array
 from otbilevel.pytorch.functions import Outputs, Solved, Value, apply
 
@@ -215,8 +216,21 @@ def solve_ot(
     strength = float(reg.detach()) if isinstance(reg, Tensor) else reg
     start = init.result if isinstance(init, TransportSolution) else init
     weights = [None if v is None else to_array(v) for v in (a, b)]
+    if "constraints" in settings:
+        settings["constraints"] = _converted(settings["constraints"])
     result = ot.solve_ot(weights[0], weights[1], geometry, reg=strength, unbalanced=unbalanced, init=start, **settings)
     return TransportSolution(result, ("a", "b", *names, "reg"), (a, b, *costs, reg if isinstance(reg, Tensor) else None))
+
+
+def _converted(given: Any) -> Any:
+    """Constraints, and what they hold, in the form that the solver takes."""
+    if isinstance(given, (tuple, list)):
+        return tuple(_converted(one) for one in given)
+    if isinstance(given, PlanConstraint):
+        return PlanConstraint(_converted(given.functionals), _converted(given.lb), _converted(given.ub))
+    if isinstance(given, Functionals) and is_dataclass(given):
+        return replace(given, **{one.name: _converted(getattr(given, one.name)) for one in fields(given)})
+    return to_array(given) if isinstance(given, Tensor) else given
 
 
 def _cost(C: Any) -> tuple[tuple[str, ...], tuple[Any, ...], Any]:  # noqa: N803

@@ -282,3 +282,13 @@ def test_a_start_from_far_away_is_silent():
     before = sinkhorn_divergence(None, None, 30 * x, 30 * y, reg=100.0)
     again = sinkhorn_divergence(None, None, 30 * x, 30 * y, reg=1e-3, init=before)
     assert again.success
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_a_cloud_in_the_place_of_points(cost):
+    a, b, x, y = clouds()
+    found = sinkhorn_divergence(a, b, PointCloud(x, y, cost=cost), reg=0.1)
+    assert found.value == sinkhorn_divergence(a, b, x, y, reg=0.1, cost=cost).value
+    assert f"{found.marginal_error:.2g}" in found.message
+    with pytest.raises(TypeError, match="x is a DenseCost: give the points"):
+        sinkhorn_divergence(a, b, DenseCost(dense(x, y)), reg=0.1)

@@ -6,7 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import otbilevel
-from otbilevel import ConvergenceWarning
+from otbilevel import ConvergenceWarning, ot
+from otbilevel.ot import PlanConstraint, martingale, separable
 from otbilevel.pytorch import PointCloud, solve_ot
 
 gradcheck, gradgradcheck = torch.autograd.gradcheck, torch.autograd.gradgradcheck
@@ -190,3 +191,21 @@ def test_the_bridge_is_found_at_the_top():
     assert otbilevel.pytorch.solve_ot is solve_ot
     with pytest.raises(AttributeError, match="has no attribute 'tensorflow'"):
         _ = otbilevel.tensorflow
+
+
+@pytest.mark.parametrize("kind", ["dense", "separable", "martingale"])
+def test_constraints_that_hold_tensors(kind):
+    rng = np.random.default_rng(0)
+    C, x, y = rng.random((6, 5)), np.linspace(-0.5, 0.5, 6), np.linspace(-2.0, 2.0, 5)
+
+    def constraint(wrap):
+        if kind == "dense":
+            return PlanConstraint(wrap(C), ub=0.45)
+        return separable(wrap(x), wrap(y), 0.05, 0.05) if kind == "separable" else martingale(wrap(x), wrap(y))
+
+    cost = torch.tensor(C, requires_grad=True)
+    solution = solve_ot(None, None, cost, reg=0.1, constraints=[constraint(torch.tensor)])
+    expected = ot.solve_ot(None, None, C, reg=0.1, constraints=[constraint(np.asarray)])
+    assert solution.value.item() == pytest.approx(expected.value, abs=1e-9)
+    solution.value.backward()
+    np.testing.assert_allclose(cost.grad.numpy(), expected.plan, atol=1e-9)

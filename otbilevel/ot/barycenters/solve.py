@@ -170,7 +170,7 @@ def _make_problem(A: Any, C: Any, reg: Any, weights: Any, debias: Any, tol: Any)
     )
     if wanted:
         _require_symmetry(problem)
-    return replace(problem, reg=max(regularisation(reg, "auto", geometry) for geometry in costs))
+    return replace(problem, reg=max(regularisation(reg, "auto", geometry, exact=False) for geometry in costs))
 
 
 def _require_symmetry(problem: BarycenterProblem) -> None:

@@ -98,8 +98,8 @@ def averaged_passes(plan, a, strength, soft, potential, reg, tol, errors, step):
     """Averaged iterations f <- f + (aprox(S(f)) - f) / (1 + s) for a = b and a symmetric cost, see `symmetric`.
 
     K is that of the potential f, whose soft minima are `soft`. Ends when the L1 error of both marginals is at most `tol`, or falls
-    by less than it should, or `errors` is full; then `potential` is where the last error was measured, and `step` the step from there.
-    Returns the number of iterations.
+    by less than it should, or `errors` is full; then `potential` is where the last error was measured, and `step` the step from
+    there. Returns the number of iterations.
     """
     n, base, kept, v = len(a), potential.copy(), share(strength, reg), np.ones(len(a))
     for done in range(len(errors)):
