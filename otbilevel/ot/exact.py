@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -13,13 +13,14 @@ from scipy import sparse
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, device, to_numpy
 from otbilevel._core.monitor import Monitor
-from otbilevel._core.result import Status
+from otbilevel._core.result import Status, report
 from otbilevel.ot.constrained_exact import constrained_vertex
 from otbilevel.ot.constrained_plan import ConstrainedVertex
 from otbilevel.ot.explicit_plan import ExplicitPlan
 from otbilevel.ot.geometry import finite
 from otbilevel.ot.linear_program import LARGEST_LIMIT, Program, Vertex, solve_program
-from otbilevel.ot.problem import OTProblem
+from otbilevel.ot.point_cloud import PointCloud
+from otbilevel.ot.problem import OTProblem, make_problem
 from otbilevel.ot.result import OTResult
 
 
@@ -72,9 +73,14 @@ def solve(problem: OTProblem, options: ExactOptions, monitor: Monitor) -> OTResu
         program = Program.of(a, b, i, j, (costs - shift) / unit)
         constraints = problem.constraints
         vertex = solve_program(program, monitor) if constraints is None else constrained_vertex(constraints, program, monitor)
-    xp, where = problem.xp, device(problem.a)
-    duals = (unit * vertex.f + shift, unit * vertex.g, unit * vertex.multipliers)
-    f, g, multipliers = (xp.asarray(v, dtype=xp.float64, device=where) for v in duals)
+    in_units = vertex._replace(f=unit * vertex.f + shift, g=unit * vertex.g, multipliers=unit * vertex.multipliers)
+    return _certified(problem, in_units, monitor)
+
+
+def _certified(problem: OTProblem, vertex: Vertex, monitor: Monitor) -> OTResult:
+    """The result that a vertex with duals in units of the cost is, with the figures that prove it."""
+    xp, where, (_, unit) = problem.xp, device(problem.a), _normalisation(problem)
+    f, g, multipliers = (xp.asarray(v, dtype=xp.float64, device=where) for v in (vertex.f, vertex.g, vertex.multipliers))
     if vertex.status is not Status.SUCCESS:  # duals on the way may be infeasible: make them feasible
         g = finite(problem.geometry.c_transform_columns(f))
         f = problem.geometry.c_transform_rows(g)
@@ -144,8 +150,28 @@ def _network_simplex(pot: ModuleType, a: np.ndarray, b: np.ndarray, cost: np.nda
     return Vertex(sparse.csr_array(coupling), log["u"], log["v"], np.zeros(0), 0, status, log["warning"] or "")
 
 
-def quick_vertex(x: Array, a: Array, y: Array, b: Array) -> tuple[Array, float] | None:
-    """An optimal plan between weighted points for the squared distance, unproved, and its cost; None without POT or in trouble."""
+class QuickVertex(NamedTuple):
+    """An optimal plan (n, m) between weighted points for the squared distance, its cost, and its duals: nothing of it is proved."""
+
+    plan: Array
+    cost: float
+    f: np.ndarray
+    g: np.ndarray
+
+    def prove(self, x: Array, a: Array, y: Array, b: Array) -> OTResult:
+        """What `solve_ot` returns for these points and weights, without another solve."""
+        problem = make_problem(a, b, PointCloud(x, y), reg=0.0, tol=None)
+        (i, f), (j, g) = (
+            (np.arange(len(v)), v) if indices is None else (to_numpy(indices), v[to_numpy(indices)])
+            for indices, v in ((problem.sources.indices, self.f), (problem.targets.indices, self.g))
+        )
+        coupling = sparse.csr_array(to_numpy(self.plan)[np.ix_(i, j)])
+        vertex = Vertex(coupling, f, g, np.zeros(0), 0, Status.SUCCESS, "")
+        return report(_certified(problem, vertex, Monitor(max_iter=LARGEST_LIMIT)), raise_on_failure=False)
+
+
+def quick_vertex(x: Array, a: Array, y: Array, b: Array) -> QuickVertex | None:
+    """By the network simplex of POT; None without it, or in trouble."""
     pot = _import_pot()
     if pot is None:
         return None
@@ -153,4 +179,5 @@ def quick_vertex(x: Array, a: Array, y: Array, b: Array) -> tuple[Array, float] 
     plan, log = pot.emd(to_numpy(a), to_numpy(b), cost, numItermax=LARGEST_LIMIT, log=True, check_marginals=False)
     if log["result_code"] != 1:
         return None
-    return array_namespace(x).asarray(plan, dtype=x.dtype, device=device(x)), float(log["cost"])
+    xp = array_namespace(x)
+    return QuickVertex(xp.asarray(plan, dtype=x.dtype, device=device(x)), float(log["cost"]), log["u"], log["v"])

@@ -21,7 +21,7 @@ from otbilevel.ot.barycenters.problem import coordinates, unit_inputs
 from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.call import tolerance
-from otbilevel.ot.exact import quick_vertex
+from otbilevel.ot.exact import QuickVertex, quick_vertex
 from otbilevel.ot.methods import METHODS
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.point_cloud import PointCloud
@@ -251,7 +251,9 @@ class _Solver:
             known = step.known
             go_on = monitor.record(partial(_iterate, step.points), displacement=displacement, value=step.value)
             last = displacement <= tol or not go_on
-            if last and accuracy <= TIGHTEST:
+            if last and not step.transports:
+                step.transports = self._proved(step.known, y, b)
+            if last and (accuracy <= TIGHTEST or not self.reg):
                 return self._result(y, step, displacement, tol, monitor)
             if last and (displacement <= tol or monitor.stopped):
                 step = self.step(y, b, TIGHTEST, known)
@@ -274,19 +276,24 @@ class _Solver:
         """Transports to all inputs, and where they map the points."""
         if self.update_masses:
             return self._with_masses(y, accuracy, known)
-        quick = None if self.reg or accuracy <= TIGHTEST else self._without_certificates(y, b)
+        quick = None if self.reg else self._without_certificates(y, b)
         return quick or self._with_points(y, b, accuracy, known)
 
     def _without_certificates(self, y: Array, b: Array) -> _Step | None:
         """Vertices straight from the network simplex, None without it: what proves them is computed at the end."""
-        pairs = [quick_vertex(y, b, x, a) for x, a in zip(self.clouds, self.unit, strict=True)]
-        found = [pair for pair in pairs if pair is not None]
-        if len(found) < len(pairs):
+        vertices = [quick_vertex(y, b, x, a) for x, a in zip(self.clouds, self.unit, strict=True)]
+        found = [vertex for vertex in vertices if vertex is not None]
+        if len(found) < len(vertices):
             return None
-        xp, values = array_namespace(y), np.array([value for _, value in found])
-        points = sum(float(w) * (plan @ x) for w, (plan, _), x in zip(self.w, found, self.clouds, strict=True))
+        xp, values = array_namespace(y), np.array([vertex.cost for vertex in found])
+        points = sum(float(w) * (vertex.plan @ x) for w, vertex, x in zip(self.w, found, self.clouds, strict=True))
         points = xp.where(b[:, None] > 0, points / xp.where(b > 0, b, xp.ones_like(b))[:, None], y)
-        return _Step([], points, b, self.mass * values, self.mass * float(self.w @ values), None)
+        return _Step([], points, b, self.mass * values, self.mass * float(self.w @ values), found)
+
+    def _proved(self, vertices: list[QuickVertex], y: Array, b: Array) -> list[OTResult]:
+        """The transports of the last iteration, with what proves them."""
+        inputs = zip(vertices, self.clouds, self.unit, strict=True)
+        return [vertex.prove(y, self.mass * b, x, self.mass * a) for vertex, x, a in inputs]
 
     def _with_points(self, y: Array, b: Array, accuracy: float, known: list[OTResult] | None) -> _Step:
         targets = [*zip(self.clouds, self.unit, strict=True), *([(y, b)] if self.debias else [])]
