@@ -262,6 +262,7 @@ def _child(queue, n_threads):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where POT finds and loads it
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(n_threads):
     by_a_team(n_threads, jobs=10)
