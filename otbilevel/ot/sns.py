@@ -18,7 +18,7 @@ Sweeps, with an exponential for each entry, are few: between levels whose reg ha
 trial steps scale them. Newton's method starts from the plan that the scaling passes left.
 
 A run that stalls is repeated with a tighter path, by sweeps. A small plan is stored in double precision: what it takes to scale it
-is then as good as a sweep, and the scaling passes of a level are one compiled call.
+is then as good as a sweep. Its scaling passes are made several at a time, in compiled calls.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ the place of a, see `aprox`), the kernels are
 `cost_bounds`               the smallest and the largest finite cost
 `softmax_rows`              f = -reg log sum_j exp((g_j - C_ij)/reg), so that the rows of K sum to 1; K' r; optionally K itself
 `scaling_pass`              one Sinkhorn iteration in scaling form on a stored K: u = 1/(K v), K'(r u)
-`scaling_passes`            several of them, until the error is small or log v too large (only where the host waits for errors)
+`scaling_passes`            several of them, until the error is small or log v too large (on a device, or for a small plan)
+`averaged_passes`           averaged iterations on f for a measure with itself (only compiled, for small plans)
 `shift_pass`                the same near v = 1, in terms of v - 1 and u - 1: then a K in single precision costs nothing in accuracy
 `sharpen`                   a stored K at a smaller reg: its entries squared once or twice, times v, the rows normalised again
 `laplacian_product`         K' diag(w) K x on a stored K
