@@ -95,7 +95,7 @@ def fixed(kind: str, n: int, k: int, reg: float, method: str) -> Cell:
         lambda b: float(np.abs(b - best).sum()),
         lambda result: result.barycenter,
         ACCURACY,
-        (1e-7, 1e-8, 1e-9),
+        tuple(10.0**-p for p in range(4, 10)),
         tuple(10.0**-p for p in range(4, 14)),
     )
 
@@ -117,7 +117,7 @@ def picture(n: int, reg: float, method: str) -> Cell:
         lambda b: float(np.abs(b - best).sum()),
         lambda result: result.barycenter,
         ACCURACY,
-        (1e-7, 1e-8, 1e-9),
+        tuple(10.0**-p for p in range(4, 10)),
         tuple(10.0**-p for p in range(4, 12)),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, device
+from otbilevel._core.array import Array, array_namespace, device, to_numpy
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import Result, Status, report
 from otbilevel.ot import sns
@@ -20,14 +20,13 @@ from otbilevel.ot.barycenters.clouds import first_points, read_clouds, vector
 from otbilevel.ot.barycenters.problem import coordinates, unit_inputs
 from otbilevel.ot.barycenters.result import BarycenterResult
 from otbilevel.ot.barycenters.solve import barycenter
+from otbilevel.ot.batch import solve_ot_batch
+from otbilevel.ot.batch_result import OTBatchResult
 from otbilevel.ot.call import tolerance
-from otbilevel.ot.exact import QuickVertex, quick_vertex
-from otbilevel.ot.methods import METHODS
-from otbilevel.ot.plan import EntropicPlan
+from otbilevel.ot.exact import quick_vertex
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
-from otbilevel.ot.start import Start
 
 MAX_ITER = 1000
 LOOSEST, TIGHTEST = 1e-4, 1e-9
@@ -219,14 +218,19 @@ def free_support_barycenter(  # noqa: PLR0913 -- two objectives, and what may be
 
 @dataclass
 class _Step:
-    """The transports of an iteration, the points that they lead to, and the objective."""
+    """The transports of an iteration (none while nobody sees them), the points that they lead to, the objective, and a start."""
 
     transports: list[OTResult]
     points: Array
     masses: Array
     values: np.ndarray
     value: float
+    accuracy: float
     known: Any
+
+    def distance(self, y: Array) -> float:
+        """Of the points from y: root mean square by mass."""
+        return math.sqrt(float(array_namespace(y).sum(self.masses[:, None] * (self.points - y) ** 2)))
 
 
 @dataclass
@@ -239,29 +243,21 @@ class _Solver:
     dtype: Any
     debias: bool
     update_masses: bool
+    _stack: tuple[Array, Array, Array] | None = None
 
     def run(self, y: Array, b: Array, tol: float, monitor: Monitor) -> FreeSupportResult:
         """Iterate until the points stand still, then solve the transports there to full accuracy."""
-        xp, size = array_namespace(y), self._size()
-        displacement, known = math.inf, None
+        size, displacement, known = self._size(), math.inf, None
         while True:
-            accuracy = min(max(TIGHTEST, SHARE * displacement), LOOSEST)
-            step = self.step(y, b, accuracy, known)
-            displacement = math.sqrt(float(xp.sum(step.masses[:, None] * (step.points - y) ** 2))) / size
-            known = step.known
+            step = self.step(y, b, min(max(TIGHTEST, SHARE * displacement), LOOSEST), known)
+            displacement = step.distance(y) / size
             go_on = monitor.record(partial(_iterate, step.points), displacement=displacement, value=step.value)
-            last = displacement <= tol or not go_on
-            if last and not step.transports:
-                step.transports = self._proved(step.known, y, b)
-            if last and (accuracy <= TIGHTEST or not self.reg):
-                return self._result(y, step, displacement, tol, monitor)
-            if last and (displacement <= tol or monitor.stopped):
-                step = self.step(y, b, TIGHTEST, known)
-                displacement = math.sqrt(float(xp.sum(step.masses[:, None] * (step.points - y) ** 2))) / size
+            if displacement <= tol or not go_on:
+                step = self._proved(step, y, b)
+                displacement = step.distance(y) / size
                 if displacement <= tol or monitor.stopped:
                     return self._result(y, step, displacement, tol, monitor)
-                known = step.known
-            y, b = step.points, step.masses
+            y, b, known = step.points, step.masses, step.known
 
     def _size(self) -> float:
         """Root mean square distance of all input points from their mean; 1 for a single place."""
@@ -276,8 +272,22 @@ class _Solver:
         """Transports to all inputs, and where they map the points."""
         if self.update_masses:
             return self._with_masses(y, accuracy, known)
-        quick = None if self.reg else self._without_certificates(y, b)
-        return quick or self._with_points(y, b, accuracy, known)
+        if not self.reg:
+            return self._without_certificates(y, b) or self._with_points(y, b, 0.0, None)
+        if y.shape[0] * max(x.shape[0] for x, _ in self._targets(y, b)) <= sns.SMALL:
+            return self._together(y, b, accuracy, known)
+        return self._with_points(y, b, accuracy, known)
+
+    def _proved(self, step: _Step, y: Array, b: Array) -> _Step:
+        """The step from (y, b), by transports to full accuracy, with what proves them."""
+        if step.accuracy <= TIGHTEST and step.transports:
+            return step
+        if self.update_masses:
+            return self._with_masses(y, TIGHTEST, step.known)
+        if self.reg:
+            return self._with_points(y, b, TIGHTEST, step.known)
+        inputs = zip(step.known, self.clouds, self.unit, strict=True)
+        return replace(step, transports=[vertex.prove(y, self.mass * b, x, self.mass * a) for vertex, x, a in inputs])
 
     def _without_certificates(self, y: Array, b: Array) -> _Step | None:
         """Vertices straight from the network simplex, None without it: what proves them is computed at the end."""
@@ -285,37 +295,64 @@ class _Solver:
         found = [vertex for vertex in vertices if vertex is not None]
         if len(found) < len(vertices):
             return None
-        xp, values = array_namespace(y), np.array([vertex.cost for vertex in found])
+        values = np.array([vertex.cost for vertex in found])
         points = sum(float(w) * (vertex.plan @ x) for w, vertex, x in zip(self.w, found, self.clouds, strict=True))
-        points = xp.where(b[:, None] > 0, points / xp.where(b > 0, b, xp.ones_like(b))[:, None], y)
-        return _Step([], points, b, self.mass * values, self.mass * float(self.w @ values), found)
+        points = _quotient(points, b, y)
+        return _Step([], points, b, self.mass * values, self.mass * float(self.w @ values), 0.0, found)
 
-    def _proved(self, vertices: list[QuickVertex], y: Array, b: Array) -> list[OTResult]:
-        """The transports of the last iteration, with what proves them."""
-        inputs = zip(vertices, self.clouds, self.unit, strict=True)
-        return [vertex.prove(y, self.mass * b, x, self.mass * a) for vertex, x, a in inputs]
+    def _together(self, y: Array, b: Array, accuracy: float, known: OTBatchResult | None) -> _Step:
+        """All transports by one call: one at a time small ones would mostly wait for Python."""
+        xp, (places, weights, squares) = array_namespace(y), self._stacked(y, b)
+        costs = squares[:, None, :] - y @ xp.matrix_transpose(2.0 * places) + xp.sum(y * y, axis=1)[:, None]
+        costs = xp.clip(costs, 0.0, None)  # no rounding below 0
+        result = solve_ot_batch(self.mass * b, self.mass * weights, costs, reg=self.reg, tol=accuracy, init=known)
+        maps = _quotient(result.plan @ places, xp.sum(result.plan, axis=2), y)
+        values = to_numpy(result.dual_value)
+        return self._mapped(y, b, [maps[k, :, :] for k in range(len(values))], values, accuracy, [], result)
 
-    def _with_points(self, y: Array, b: Array, accuracy: float, known: list[OTResult] | None) -> _Step:
-        targets = [*zip(self.clouds, self.unit, strict=True), *([(y, b)] if self.debias else [])]
-        transports = [
-            self._transport(y, b, x, a, accuracy, None if known is None else known[k]) for k, (x, a) in enumerate(targets)
-        ]
+    def _stacked(self, y: Array, b: Array) -> tuple[Array, Array, Array]:
+        """Points of all targets, (k, m, d), filled up with points of no weight; their weights; and squared norms."""
+        if self._stack is not None and not self.debias:
+            return self._stack
+        xp, targets = array_namespace(y), self._targets(y, b)
+        longest = max(x.shape[0] for x, _ in targets)
+        places = xp.stack([_filled(x, x[:1, :], longest) for x, _ in targets])
+        weights = xp.stack([_filled(a, xp.zeros_like(a[:1]), longest) for _, a in targets])
+        self._stack = places, weights, xp.sum(places * places, axis=2)
+        return self._stack
+
+    def _with_points(self, y: Array, b: Array, accuracy: float, known: Any) -> _Step:
+        targets, transports = self._targets(y, b), []
+        for k, (x, a) in enumerate(targets):
+            settings: dict[str, Any] = {"method": "exact"}
+            if self.reg:
+                settings = {"reg": self.reg, "tol": accuracy, "init": None if known is None else _start(known, k, x.shape[0])}
+            transports.append(solve_ot(self.mass * b, self.mass * a, PointCloud(y, x), **settings))
         maps = [result.barycentric_map(x) for result, (x, _) in zip(transports, targets, strict=True)]
-        values = np.array([result.dual_value if self.reg else result.value for result in transports])  # off by the error squared
+        values = np.array([result.dual_value if self.reg else result.value for result in transports])
+        return self._mapped(y, b, maps, values, accuracy, transports, transports)
+
+    def _targets(self, y: Array, b: Array) -> list[tuple[Array, Array]]:
+        """Points and weights that there are transports to."""
+        return [*zip(self.clouds, self.unit, strict=True), *([(y, b)] if self.debias else [])]
+
+    def _mapped(
+        self,
+        y: Array,
+        b: Array,
+        maps: list[Array],
+        values: np.ndarray,  # of the dual where there is one, off by the error squared
+        accuracy: float,
+        transports: list[OTResult],
+        known: Any,
+    ) -> _Step:
+        """The step by the barycentric maps to all targets."""
         count = len(self.clouds)
         points = sum(float(w) * image for w, image in zip(self.w, maps, strict=False))
         value = float(self.w @ values[:count])
         if self.debias:
             points, value = y + points - maps[-1], value - 0.5 * float(values[-1])
-        return _Step(transports[:count], points, b, values[:count], value, transports if self.reg else None)
-
-    def _transport(self, y: Array, b: Array, x: Array, a: Array, accuracy: float, init: OTResult | None) -> OTResult:
-        cloud = PointCloud(y, x)
-        if not self.reg:
-            return solve_ot(self.mass * b, self.mass * a, cloud, method="exact")
-        if init is not None and y.shape[0] * x.shape[0] <= sns.SMALL:
-            return _solve_moved(init, cloud, accuracy)
-        return solve_ot(self.mass * b, self.mass * a, cloud, reg=self.reg, tol=accuracy, init=init)
+        return _Step(transports[:count], points, b, values[:count], value, accuracy, known)
 
     def _with_masses(self, y: Array, accuracy: float, known: BarycenterResult | None) -> _Step:
         xp = array_namespace(y)
@@ -327,7 +364,7 @@ class _Solver:
             images = transports[k].apply(self.clouds[k], axis=0) / transports[k].marginals[1][:, None]
             points = points + float(self.w[k]) * images
         points = xp.where(xp.isfinite(points), points, y)  # a point without mass stays where it is
-        return _Step(transports, points, b, result.values, result.value, result)
+        return _Step(transports, points, b, result.values, result.value, accuracy, result)
 
     def _result(self, y: Array, step: _Step, displacement: float, tol: float, monitor: Monitor) -> FreeSupportResult:
         xp = array_namespace(y)
@@ -357,15 +394,21 @@ class _Solver:
         )
 
 
-def _solve_moved(before: OTResult, cloud: PointCloud, accuracy: float) -> OTResult:
-    """The same transport between points that have moved: what `solve_ot` checked need not be checked again."""
-    plan = before._plan
-    assert isinstance(plan, EntropicPlan)
-    geometry = cloud.restrict(plan.problem.sources.indices, plan.problem.targets.indices)
-    start = Start(plan.unit_potentials[1], before.reg)
-    problem = replace(plan.problem, geometry=geometry, whole=cloud, tol=accuracy, start=start)
-    result = sns.solve(problem, sns.SNSOptions(), Monitor(max_iter=METHODS["sns"].max_iter))
-    return report(result, raise_on_failure=False)
+def _start(known: OTBatchResult | list[OTResult], k: int, m: int) -> Any:
+    """What `solve_ot` starts from for target k, of m points."""
+    return (known.f[k, :], known.g[k, :m]) if isinstance(known, OTBatchResult) else known[k]
+
+
+def _filled(values: Array, filling: Array, length: int) -> Array:
+    """As many entries as `length`, the rest `filling`."""
+    missing = length - values.shape[0]
+    return array_namespace(values).concat([values, *([filling] * missing)]) if missing else values
+
+
+def _quotient(moments: Array, masses: Array, y: Array) -> Array:
+    """Moments (..., n, d) over masses (..., n); y where there is no mass."""
+    xp, some = array_namespace(y), masses > 0
+    return xp.where(some[..., None], moments / xp.where(some, masses, xp.ones_like(masses))[..., None], y)
 
 
 def _iterate(points: Array) -> dict[str, Array]:
