@@ -79,7 +79,7 @@ def race(kind: str, count: int, n: int, reg: float) -> float:
     few, part = min(count, LOOPED), min(count, BATCHED)
 
     def ours() -> np.ndarray:
-        return solve_ot_batch(a, b, cost, reg=reg).plan
+        return solve_ot_batch(a, b, cost, reg=reg, tol=TARGET).plan
 
     def loop(stop: float) -> np.ndarray:
         return np.array([ot.sinkhorn(a[k], b[k], C[k], reg, stopThr=stop, numItermax=20_000) for k in range(few)])
@@ -88,7 +88,7 @@ def race(kind: str, count: int, n: int, reg: float) -> float:
         return ot.solve_batch(C[:part], reg=reg, a=a[:part], b=b[:part], max_iter=3000, tol=tol).plan
 
     def singly() -> np.ndarray:
-        return np.array([solve_ot(a[k], b[k], C[k], reg=reg).plan for k in range(few)])
+        return np.array([solve_ot(a[k], b[k], C[k], reg=reg, tol=TARGET).plan for k in range(few)])
 
     reached = error(ours(), a, b)
     peers = (

@@ -234,22 +234,25 @@ def _weights(xp: ModuleType, w: Array, name: str, count: int, size: int) -> tupl
         msg = f"{name} has {w.shape[-1]} weights for each problem, but C has {size} {_side(name)}"
         raise ValueError(msg)
     w = xp.astype(w, xp.float64)
-    for bad, what in ((~xp.isfinite(w), "not finite"), (w < 0, "negative")):
-        if bool(xp.any(bad)):
-            place = _first(xp, bad)
-            index = ", ".join(map(str, place))
-            msg = f"{name} must hold finite weights >= 0, but {name}[{index}] is {what} ({float(w[place])!r})"
-            raise ValueError(msg)
+    if not (float(xp.min(w)) >= 0 and float(xp.max(w)) < math.inf):
+        bad = ~(xp.isfinite(w) & (w >= 0))
+        place = _first(xp, bad)
+        index, found = ", ".join(map(str, place)), float(w[place])
+        what = "negative" if found < 0 and math.isfinite(found) else "not finite"
+        msg = f"{name} must hold finite weights >= 0, but {name}[{index}] is {what} ({found!r})"
+        raise ValueError(msg)
     w = xp.broadcast_to(w if len(w.shape) == 2 else w[None, :], (count, size))
     largest = xp.max(w, axis=1, keepdims=True)
-    mass = xp.sum(w / xp.where(largest > 0, largest, xp.ones_like(largest)), axis=1) * largest[:, 0]
+    w = w / xp.where(largest > 0, largest, xp.ones_like(largest))  # sums of the weights themselves could leave double precision
+    total = xp.sum(w, axis=1)
+    mass = total * largest[:, 0]
     bad = ~((mass > 0) & xp.isfinite(mass))
     if bool(xp.any(bad)):
         k = _first(xp, bad)[0]
         msg = f"{name} must have positive, finite total mass, but that of problem {k} is {float(mass[k])!r}"
         raise ValueError(msg)
-    w = w / mass[:, None]
-    return xp.where(w >= float(np.finfo(np.float64).tiny), w, xp.zeros_like(w)), mass
+    w, least = w / total[:, None], float(np.finfo(np.float64).tiny)
+    return (w if float(xp.min(w)) >= least else xp.where(w >= least, w, xp.zeros_like(w))), mass
 
 
 def _side(name: str) -> str:

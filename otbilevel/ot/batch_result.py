@@ -68,7 +68,7 @@ class OTBatchResult(Result):
     n_single: int
     status: Status
     message: str
-    _potentials: tuple[Array, Array]
+    _found: tuple[Array, Array]
     _figures: Array
     _stack: Stack
     _summary = ("message", "status", "n_single", "marginal_error", "nit", "f", "g")
@@ -91,7 +91,7 @@ class OTBatchResult(Result):
             n_single=len(stalled),
             status=Status(int(counts[short[0], 0])) if short else Status.SUCCESS,
             message=_message(short, f.shape[0], float(xp.max(figures[:, 0])), stack.tol) + _caution(stack, short),
-            _potentials=_public(stack, f, g),
+            _found=(f if bool(xp.all(xp.isfinite(f))) else xp.where(xp.isfinite(f), f, xp.zeros_like(f)), g),
             _figures=figures,
             _stack=stack,
         )
@@ -136,8 +136,8 @@ class OTBatchResult(Result):
     @cached_property
     def plan(self) -> Array:
         """The plans, shape (B, n, m). O(B n m) time and memory."""
-        s, mass = self._stack, self._stack.mass[:, None]
-        return s.kernels.plans(s.C, *self._potentials, s.reg, mass * s.a, mass * s.b, s.dtype)
+        s = self._stack
+        return s.kernels.plans(s.C, *self._found, s.reg, s.mass[:, None] * s.a, s.dtype)
 
     @cached_property
     def value_linear(self) -> Array:
@@ -157,6 +157,11 @@ class OTBatchResult(Result):
         s, xp, (f, g) = self._stack, self._stack.xp, self._potentials
         potentials = xp.sum(s.a * f, axis=1) + xp.sum(s.b * g, axis=1)
         return s.mass * potentials - s.reg * s.mass * (1.0 + self._entropy[1] - s.mass)
+
+    @cached_property
+    def _potentials(self) -> tuple[Array, Array]:
+        """f and g in double precision."""
+        return _public(self._stack, *self._found)
 
     @cached_property
     def _entropy(self) -> tuple[Array, Array]:
@@ -186,13 +191,12 @@ def _public(stack: Stack, f: Array, g: Array) -> tuple[Array, Array]:
     """Potentials of the public formula for the user's mass, finite at zero weights, too."""
     xp, reg = stack.xp, stack.reg[:, None]
     carries = stack.b > 0
-    logs = xp.log(xp.where(carries, stack.b, xp.ones_like(stack.b)))
-    g = xp.where(carries, g - reg * logs, xp.zeros_like(g))
-    if not bool(xp.all(carries)):
-        g = xp.where(carries, g, _soft_columns(stack, f))
+    if bool(xp.all(carries)):
+        g = g - reg * xp.log(stack.b)
+    else:
+        g = xp.where(carries, g - reg * xp.log(xp.where(carries, stack.b, xp.ones_like(stack.b))), _soft_columns(stack, f))
     shift = 0.5 * (xp.sum(stack.a * f, axis=1) - xp.sum(stack.b * g, axis=1))[:, None]
     scale = 0.5 * reg * xp.log(stack.mass)[:, None]
-    f = xp.where(xp.isfinite(f), f, xp.zeros_like(f) + shift)
     return f - shift - scale, g + shift - scale
 
 
@@ -200,7 +204,6 @@ def _soft_columns(stack: Stack, f: Array) -> Array:
     """-reg log sum_i a_i exp((f_i - C_ij)/reg); 0 where all pairs are forbidden."""
     xp, reg = stack.xp, stack.reg[:, None, None]
     logs = xp.where(stack.a > 0, xp.log(xp.where(stack.a > 0, stack.a, xp.ones_like(stack.a))), xp.full_like(stack.a, -math.inf))
-    f = xp.where(xp.isfinite(f), f, xp.zeros_like(f))
     exponents = logs[:, :, None] + (f[:, :, None] - xp.astype(stack.C, xp.float64)) / reg
     top = xp.max(exponents, axis=1, keepdims=True)
     top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))

@@ -82,11 +82,11 @@ def bounds(costs: Array) -> tuple[Array, Array, Array]:
     return xp.astype(low, xp.float64), xp.astype(high, xp.float64), xp.any(forbidden, axis=(1, 2))
 
 
-def plans(costs: Array, f: Array, g: Array, reg: Array, a: Array, b: Array, dtype: Any) -> Array:
+def plans(costs: Array, f: Array, g: Array, reg: Array, a: Array, dtype: Any) -> Array:
     """As `cpu.batches.plans`."""
     xp = array_namespace(a)
     exponents = (f[:, :, None] + g[:, None, :] - xp.astype(costs, xp.float64)) / reg[:, None, None]
-    return xp.astype(a[:, :, None] * b[:, None, :] * xp.exp(exponents), dtype)
+    return xp.astype(a[:, :, None] * xp.exp(exponents), dtype)
 
 
 def solve_batch(

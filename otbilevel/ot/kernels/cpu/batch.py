@@ -328,8 +328,8 @@ def solve_one(cost, a, b, reg, top, tol, max_iter, warm, f, g, k, u, v, c, figur
 
 
 @kernel
-def solve_problems(low, high, sums, costs, a, b, regs, tops, tol, max_iter, warm, f, g, counts, figures):  # noqa: ARG001
-    """Solve and certify the problems [low, high). Returns 0.
+def solve_problems(low, high, costs, a, b, regs, tops, tol, max_iter, warm, f, g, counts, figures):
+    """Solve and certify the problems [low, high).
 
     `costs` holds one matrix for each problem, or one for all. counts <- status, iterations, Newton steps; figures: see `certify`.
     """
@@ -340,13 +340,13 @@ def solve_problems(low, high, sums, costs, a, b, regs, tops, tol, max_iter, warm
         counts[q, 0], counts[q, 1], counts[q, 2] = solve_one(
             cost, a[q], b[q], regs[q], tops[q], tol, max_iter, warm, f[q], g[q], k, u, v, c, figures[q]
         )
-    return 0.0
 
 
 @kernel
-def bounds(low, high, sums, costs, lows, highs, forbids):
-    """The smallest entry of the matrices [low, high), NaN if one is; the largest finite one; and whether one is +inf. Returns 0."""
+def bounds(low, high, costs, lows, highs, forbids):
+    """The smallest entry of the matrices [low, high), NaN if one is; the largest finite one; and whether one is +inf."""
     n, m = costs.shape[1], costs.shape[2]
+    sums = np.empty((1, 0))
     for q in range(low, high):
         cost = costs[q]
         if np.isfinite(extremes(0, n, sums, cost, lows[q : q + 1], highs[q : q + 1])):
@@ -361,17 +361,15 @@ def bounds(low, high, sums, costs, lows, highs, forbids):
                 else:
                     lows[q] = lows[q] if np.isnan(lows[q]) else min(lows[q], cost[i, j])
                     highs[q] = max(highs[q], cost[i, j])
-    return 0.0
 
 
 @kernel
-def plans(low, high, sums, costs, f, g, regs, a, b, out):  # noqa: ARG001
-    """out <- a_i b_j exp((f_i + g_j - C_ij)/reg) of the problems [low, high). Returns 0."""
+def plans(low, high, costs, f, g, regs, a, out):
+    """out <- a_i exp((f_i + g_j - C_ij)/reg) of the problems [low, high)."""
     n, m = costs.shape[1], costs.shape[2]
     for q in range(low, high):
         cost, rate = costs[q if len(costs) > 1 else 0], LOG2E / regs[q]
         for i in range(n):
             row, target, weight, potential = cost[i], out[q, i], a[q, i], f[q, i]
             for j in range(m):
-                target[j] = weight * b[q, j] * exp2((potential + g[q, j] - row[j]) * rate)
-    return 0.0
+                target[j] = weight * exp2((potential + g[q, j] - row[j]) * rate)

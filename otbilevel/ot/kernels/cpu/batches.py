@@ -8,7 +8,7 @@ import numpy as np
 
 from otbilevel._core.array import readonly
 from otbilevel.ot.kernels.cpu import batch
-from otbilevel.ot.kernels.cpu.threads import over_rows
+from otbilevel.ot.kernels.cpu.threads import over_problems
 
 _SWEEPS_PER_PROBLEM = 10
 """About how many a problem takes, passes included."""
@@ -18,7 +18,7 @@ def bounds(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The smallest entry of each matrix (NaN if one is), the largest finite one, and whether one is +inf."""
     count, size = len(costs), costs[0].size
     lows, highs, forbids = np.empty(count), np.empty(count), np.zeros(count, np.bool_)
-    over_rows(batch.bounds, count, count * size // 5, (1, 0), readonly(costs), lows, highs, forbids)
+    over_problems(batch.bounds, count, count * size // 5, readonly(costs), lows, highs, forbids)
     return lows, highs, forbids
 
 
@@ -38,15 +38,13 @@ def solve_batch(
     count, n, m = len(a), costs.shape[1], costs.shape[2]
     f, g, counts, figures = np.zeros((count, n)), g.copy(), np.zeros((count, 3), np.int64), np.zeros((count, 4))
     work = count * n * m * _SWEEPS_PER_PROBLEM
-    over_rows(
-        batch.solve_problems, count, work, (1, 0), readonly(costs), a, b, reg, top, tol, max_iter, warm, f, g, counts, figures
-    )
+    over_problems(batch.solve_problems, count, work, readonly(costs), a, b, reg, top, tol, max_iter, warm, f, g, counts, figures)
     return f, g, counts, figures
 
 
-def plans(costs: np.ndarray, f: np.ndarray, g: np.ndarray, reg: np.ndarray, a: np.ndarray, b: np.ndarray, dtype: Any) -> np.ndarray:
-    """a_i b_j exp((f_i + g_j - C_ij)/reg) of each problem."""
+def plans(costs: np.ndarray, f: np.ndarray, g: np.ndarray, reg: np.ndarray, a: np.ndarray, dtype: Any) -> np.ndarray:
+    """a_i exp((f_i + g_j - C_ij)/reg) of each problem."""
     count, n, m = len(a), costs.shape[1], costs.shape[2]
     out = np.empty((count, n, m), dtype)
-    over_rows(batch.plans, count, count * n * m, (1, 0), readonly(costs), f, g, reg, a, b, out)
+    over_problems(batch.plans, count, count * n * m, readonly(costs), f, g, reg, a, out)
     return out

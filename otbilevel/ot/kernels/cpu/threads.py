@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,28 @@ def over_rows(
         wait(running)  # they write to the caller's arrays
     total += sum(future.result() for future in running)
     return padded.sum(axis=0)[:size].reshape(accumulators), total
+
+
+CHUNKS_PER_THREAD = 8
+"""Of problems: how unevenly they may be spread is not known before."""
+
+
+def over_problems(kernel: Callable[..., Any], n_problems: int, n_entries: int, *args: Any) -> None:
+    """Run ``kernel(first, last, *args)`` over all problems, in several threads when there is enough work: who is done takes on."""
+    n_threads = max(1, min(available_threads(), n_entries // ENTRIES_PER_THREAD, n_problems))
+    if n_threads == 1:
+        kernel(0, n_problems, *args)
+        return
+    size, chunks = -(-n_problems // (n_threads * CHUNKS_PER_THREAD)), count()
+
+    def work() -> None:
+        while (first := size * next(chunks)) < n_problems:  # `next` is atomic
+            kernel(first, min(first + size, n_problems), *args)
+
+    running = [_pool(os.getpid()).submit(work) for _ in range(n_threads - 1)]
+    try:
+        work()
+    finally:
+        wait(running)  # they write to the caller's arrays
+    for future in running:
+        future.result()
