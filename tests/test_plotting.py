@@ -138,6 +138,14 @@ def test_arrows_of_the_map():
     assert labels(few)[2] == "map of 10 out of 30"
 
 
+def test_points_of_a_map_are_as_large_as_what_is_carried():
+    """With a price on the marginals far points send nothing, and are drawn as nothing."""
+    x, y = np.array([[0.0, 0.0], [9.0, 0.0]]), np.array([[0.1, 0.0], [0.0, 0.1]])
+    ax = plot_map(solve_ot(None, None, PointCloud(x, y), reg=0.1, unbalanced=0.5), x, y)
+    near, far = ax.collections[1].get_sizes()
+    assert far < 1e-6 * near
+
+
 def test_the_map_of_points_on_a_line_is_a_graph():
     x, y, result = transport(d=1)
     ax = plot_map(result, x, y[:, 0])

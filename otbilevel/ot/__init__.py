@@ -1,7 +1,7 @@
 """Optimal transport: geometry -> problem -> method -> result."""
 
-from otbilevel.ot.barycenters.free_support import FreeSupportResult, free_support_barycenter
-from otbilevel.ot.barycenters.result import BarycenterResult
+from otbilevel.ot.barycenters.free_support import free_support_barycenter
+from otbilevel.ot.barycenters.result import BarycenterResult, FreeSupportResult
 from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.batch import solve_ot_batch
 from otbilevel.ot.batch_result import OTBatchResult

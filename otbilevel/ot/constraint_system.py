@@ -257,7 +257,7 @@ def _require_reachable(system: ConstraintSystem, largest: Array) -> None:
         marks = system.public(xp.astype(bad, xp.float64))
         k = int(xp.argmax(marks))
         most = float(system.public(largest)[k])
-        msg = f"{system.name(k)} asks for what no plan can give: |<D, P>| <= {most:g} per unit of mass for all plans with rows a"
+        msg = f"infeasible: {system.name(k)} cannot be met, as |<D, P>| <= {most:g} per unit of mass for all plans with rows a"
         raise ValueError(msg)
 
 

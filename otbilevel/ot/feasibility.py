@@ -61,8 +61,8 @@ def require_feasible(problem: OTProblem) -> None:
         others, other_support, _ = sides[partner]
         named, reached = _listed(cut.side, support, cut.points), _listed(partner, other_support, cut.partners)
         msg = (
-            f"the forbidden pairs of C leave no feasible plan: {named} with {weights[cut.points].sum():.6g} of the mass {verb} "
-            f"{reached} with {others[cut.partners].sum():.6g} of it. Allow more pairs, or give some a large finite cost"
+            f"infeasible: the forbidden pairs of C leave no plan, as {named} with {weights[cut.points].sum():.6g} of the mass "
+            f"{verb} {reached} with {others[cut.partners].sum():.6g} of it. Allow more pairs, or give some a large finite cost"
         )
         raise ValueError(msg)
 
@@ -125,7 +125,7 @@ def _require_pairs(problem: OTProblem) -> None:
 
 def _refuse_point(name: str, index: int) -> NoReturn:
     side = "row" if name == "a" else "column"
-    msg = f"C forbids every pair of {side} {index}, but {name}[{index}] is positive: no plan is feasible"
+    msg = f"infeasible: C forbids every pair of {side} {index}, but {name}[{index}] is positive. Allow a pair of it, or drop it"
     raise ValueError(msg)
 
 

@@ -94,6 +94,14 @@ class Geometry(ABC):
         """Where the data live."""
         return device(next(iter(self.arrays.values())))
 
+    def __repr__(self) -> str:
+        n, m = self.shape
+        return f"{type(self).__name__}({n} x {m}{self._details()}, {self.dtype})"
+
+    def _details(self) -> str:
+        """What the printout says beyond shape and dtype, after a comma."""
+        return ""
+
     def __getstate__(self) -> dict[str, Any]:
         """Modules, and what is made for them, are found again after unpickling."""
         return {name: value for name, value in self.__dict__.items() if name not in ("kernels", "kernel_cost", "trees")}

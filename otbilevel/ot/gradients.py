@@ -63,10 +63,14 @@ class OTGradient:
         return OTGradient(**{name: u if v is None else factor * v if u is None else u + factor * v for name, u, v in pairs})
 
     def __repr__(self) -> str:
-        given = ((one.name, getattr(self, one.name)) for one in fields(self))
-        shown = (f"{name}: {value:.10g}" if isinstance(value, float) else f"{name}: {tuple(value.shape)}"
-                 for name, value in given if value is not None)  # fmt: skip
-        return f"OTGradient({', '.join(shown)})"
+        return given_fields(self)
+
+
+def given_fields(derivative: Any) -> str:
+    """A dataclass of derivatives on one line: numbers, and the shapes of arrays."""
+    given = {one.name: getattr(derivative, one.name) for one in fields(derivative)}
+    shown = {name: f"{v:.10g}" if isinstance(v, float) else tuple(v.shape) for name, v in given.items() if v is not None}
+    return f"{type(derivative).__name__}({', '.join(f'{name}: {what}' for name, what in shown.items())})"
 
 
 def value_gradient(plan: Plan, wrt: Iterable[str] | None) -> OTGradient:

@@ -113,6 +113,9 @@ class Grid(Geometry):
     >>> result = solve_ot(image.ravel(), other.ravel(), grid, reg=1e-3)
     >>> result.success, result.marginal_error < 1e-9
     (True, True)
+    >>> result.barycentric_map(grid.y)[:2].round(2)  # where the pixels of the first row go
+    array([[0.98, 0.02],
+           [0.97, 0.03]])
     """
 
     rank_one = GridRankOne
@@ -159,6 +162,29 @@ class Grid(Geometry):
 
     def _compiled_cost(self) -> Any:
         return self
+
+    @property
+    def x(self) -> Array:
+        """The points of the sources, shape (n, d), in C order. O(n d) memory."""
+        return self._points("x", self._sources)
+
+    @property
+    def y(self) -> Array:
+        """The points of the targets, shape (m, d), in C order. O(m d) memory."""
+        return self._points("y", self._targets)
+
+    def _points(self, side: str, kept: Kept | None) -> Array:
+        axes = [self._arrays[name] for name in (f"{side}[{k}]" for k in range(len(self.axes))) if name in self._arrays]
+        if not axes:
+            msg = "a Grid of cost matrices knows no coordinates: give them as x and y, with the name of a cost"
+            raise ValueError(msg)
+        points = self.xp.stack([self.xp.reshape(c, (-1,)) for c in self.xp.meshgrid(*axes, indexing="ij")], axis=1)
+        return points if kept is None else self.xp.take(points, kept.indices, axis=0)
+
+    def _details(self) -> str:
+        if self._sources is not None or self._targets is not None:
+            return ", parts of grids"
+        return f", axes {' and '.join(f'{n} x {m}' for n, m in (axis.shape for axis in self.axes))}"
 
     def rows(self, low: int, high: int) -> Array:
         xp = self.xp

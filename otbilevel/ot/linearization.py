@@ -14,7 +14,7 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array, as_array, common_namespace
 from otbilevel._core.result import ConvergenceWarning
 from otbilevel.ot.forward import Direction, Forward
-from otbilevel.ot.gradients import OTGradient, require_unconstrained, wanted
+from otbilevel.ot.gradients import OTGradient, given_fields, require_unconstrained, wanted
 from otbilevel.ot.partial_mass import PartialPlan
 from otbilevel.ot.plan import EntropicPlan
 from otbilevel.ot.plan_blocks import PlanBlocks
@@ -47,6 +47,9 @@ class OTTangent:
     value_linear: float | None = None
     plan: Any = None
     barycentric_map: Array | None = None
+
+    def __repr__(self) -> str:
+        return given_fields(self)
 
 
 class Linearization:
@@ -97,6 +100,9 @@ class Linearization:
         rows, columns = blocks.responses
         return problem.sources.restrict(rows), problem.targets.restrict(columns)
 
+    def __repr__(self) -> str:
+        return f"Linearization({self._plan.problem.whole!r}, reg={self._plan.problem.reg:.10g}, residual={self._residual:.2g})"
+
     @property
     def residual(self) -> float:
         """The largest relative residual of the linear systems so far."""
@@ -125,6 +131,9 @@ class Linearization:
         OTGradient
             As there.
         """
+        if all(v is None for v in (f, g, plan, value_linear, barycentric_map, points)):
+            msg = "nothing to pull back: give f, g, plan, value_linear or barycentric_map; of the value there is `gradient`"
+            raise ValueError(msg)
         problem = self._plan.problem
         names = wanted(wrt, problem)
         n, m = problem.whole.shape
@@ -170,7 +179,7 @@ class Linearization:
             As there.
         """
         xp, dtype = self._blocks.xp, self._plan.problem.dtype
-        direction = self._direction(a, b, C, x, y, reg)
+        direction = self._direction(a, b, C, x, y, reg, optional=points_change is not None)
         cloud, change, flat = self._map(points, points_change, of_points=True)
         forward = Forward(self._blocks, self._system, direction)
         self._check()
@@ -225,7 +234,7 @@ class Linearization:
             )
             warnings.warn(msg, ConvergenceWarning, stacklevel=4)
 
-    def _direction(self, a: Any, b: Any, matrix: Any, x: Any, y: Any, reg: float) -> Direction:
+    def _direction(self, a: Any, b: Any, matrix: Any, x: Any, y: Any, reg: float, *, optional: bool = False) -> Direction:
         geometry = self._plan.problem.whole
         n, m = geometry.shape
         cloud = isinstance(geometry, PointCloud)
@@ -234,6 +243,9 @@ class Linearization:
                 msg = f"{name} is no part of a problem with a {type(geometry).__name__}: leave it out"
                 raise ValueError(msg)
         d = geometry.x.shape[1] if isinstance(geometry, PointCloud) else 0
+        if not optional and all(v is None for v in (a, b, matrix, x, y)) and reg == 0:
+            msg = f"the direction is missing: say how {'a, b, x, y' if cloud else 'a, b, C'} or reg change"
+            raise ValueError(msg)
         return Direction(
             a=self._array(a, "a", (n,)),
             b=self._array(b, "b", (m,)),

@@ -96,8 +96,8 @@ def check_mass(problem: OTProblem, mass: float) -> None:
         has = problem.mass * float(xp.sum(weights))
         if mass >= has:
             msg = (
-                f"PartialMass({mass!r}) must be less than sum({name}) = {has!r}: to transport all of a side, fix it, as "
-                "unbalanced=(None, AtMost(0.0)) does for a"
+                f"PartialMass({mass!r}) must be less than sum({name}) = {has!r}: to transport all of {name}, fix that side by "
+                f"unbalanced={'(None, AtMost(0.0))' if name == 'a' else '(AtMost(0.0), None)'}"
             )
             raise ValueError(msg)
     most = problem.mass * largest_mass(problem)

@@ -88,6 +88,9 @@ class PointCloud(Geometry):
     def arrays(self) -> dict[str, Array]:
         return {"x": self.x, "y": self.y}
 
+    def _details(self) -> str:
+        return f", {self.x.shape[1]}-d points, {self.cost}"
+
     def rows(self, low: int, high: int) -> Array:
         xp = self.xp
         if self.cost == "cosine":

@@ -86,6 +86,9 @@ class SparseCost(Geometry):
         part._keep(matrix, self.dtype)
         return part
 
+    def _details(self) -> str:
+        return f", {self._matrix.nnz} pairs"
+
     @property
     def arrays(self) -> dict[str, Array]:
         return {"C": self._matrix.data}

@@ -68,8 +68,11 @@ def plot_map(result: OTResult, x: Any, y: Any, *, ax: Any = None, max_arrows: in
         ax.legend(frameon=False, fontsize="small")
         return ax
     ax = new_axes(ax, equal=True)
-    scatter(ax, y, np.ones(m), TARGET, "targets", "D")
-    scatter(ax, x, np.ones(n), SOURCE, "sources", "o")
+    marginals = [np.ones(n), np.ones(m)]
+    if solution._plan.problem.marginals is not None:  # then it matters how much of each point is carried
+        marginals = [to_numpy(masses) for masses in solution.marginals]
+    scatter(ax, y, marginals[1], TARGET, "targets", "D")
+    scatter(ax, x, marginals[0], SOURCE, "sources", "o")
     chosen = np.arange(0, n, -(-n // max_arrows))
     moves = images - x
     ax.quiver(

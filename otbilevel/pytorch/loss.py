@@ -86,7 +86,8 @@ class SinkhornLoss(nn.Module):
     ) -> None:
         super().__init__()
         if p not in COSTS:
-            msg = f"p must be 1 or 2, got {p!r}"
+            hint = ": it comes first here, as there is no argument `loss`" if isinstance(p, str) else ""
+            msg = f"p must be 1 or 2, got {p!r}{hint}"
             raise ValueError(msg)
         self.p, self.blur = int(p), validate.real(blur, "blur", low=0.0, strict=True)
         self.reach = None if reach is None else validate.real(reach, "reach", low=0.0, strict=True)

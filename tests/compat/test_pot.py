@@ -440,6 +440,15 @@ def test_what_is_wrong_or_not_supported_is_refused_by_name(call, error, words):
         call()
 
 
+@pytest.mark.parametrize("p", [1, 3.5])
+def test_minkowski_distances(p):
+    ot = pytest.importorskip("ot")
+    x, y = M[:, :3], M[:7, 3:6]
+    assert_allclose(pot.dist(x, y, "minkowski", p), ot.dist(x, y, "minkowski", p))
+    with pytest.raises(ValueError, match="p must be"):
+        pot.dist(x, y, "minkowski", 0)
+
+
 def test_sparse_costs_are_refused():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(TypeError, match=r"M is sparse.*\+inf"):
@@ -454,6 +463,9 @@ def test_infinite_penalties_are_exact_marginals(balanced):
 def test_the_rest_of_pot_is_said_to_be_elsewhere():
     with pytest.raises(AttributeError, match=r"has no 'gromov'.*import ot"):
         _ = pot.gromov
+    for module in (pot.bregman, pot.lp, pot.partial, pot.solvers, pot.unbalanced, pot.utils):
+        with pytest.raises(AttributeError, match=r"has no 'barycenter'.*import ot"):
+            _ = module.barycenter
 
 
 def test_it_works_without_pot():

@@ -306,6 +306,9 @@ DENSE = solve_ot(None, None, [[0.0, 1.0], [1.0, 0.0]], reg=1.0)
         (lambda: linearize(RESULT, memory=-1), ValueError, "memory"),
         (lambda: vjp(RESULT, f=np.ones(3)), ValueError, r"f must have shape \(2,\), got \(3,\)"),
         (lambda: vjp(RESULT, plan=np.ones((3, 2))), ValueError, r"plan must have shape \(2, 3\)"),
+        (lambda: vjp(RESULT), ValueError, "nothing to pull back"),
+        (lambda: jvp(RESULT), ValueError, "the direction is missing: say how a, b, x, y or reg change"),
+        (lambda: hvp(DENSE), ValueError, "the direction is missing: say how a, b, C or reg change"),
         (lambda: vjp(RESULT, value_linear="1"), TypeError, "value_linear must be a real number"),
         (lambda: vjp(RESULT, barycentric_map=np.ones(2)), ValueError, "points is missing"),
         (lambda: vjp(RESULT, points=np.ones(3)), ValueError, "barycentric_map is missing"),
@@ -313,7 +316,7 @@ DENSE = solve_ot(None, None, [[0.0, 1.0], [1.0, 0.0]], reg=1.0)
         (lambda: jvp(RESULT, C=np.ones((2, 3))), ValueError, "C is no part of a problem with a PointCloud"),
         (lambda: jvp(DENSE, x=np.ones((2, 1))), ValueError, "x is no part of a problem with a DenseCost"),
         (lambda: jvp(RESULT, reg=np.nan), ValueError, "reg must be finite"),
-        (lambda: jvp(RESULT, plan=1), TypeError, "plan must be True or False"),
+        (lambda: jvp(RESULT, reg=1.0, plan=1), TypeError, "plan must be True or False"),
         (lambda: hvp(RESULT, y=np.ones((2, 1))), ValueError, r"y must have shape \(3, 1\)"),
     ],
 )
@@ -324,6 +327,8 @@ def test_bad_input(call, error, message):
 
 def test_gradients_print_their_fields():
     assert repr(RESULT.gradient(["a", "reg"])).startswith("OTGradient(a: (2,), reg: 0.")
+    assert repr(jvp(RESULT, reg=1.0)).startswith("OTTangent(f: (2,), g: (3,), value: ")
+    assert repr(linearize(RESULT)).startswith("Linearization(PointCloud(2 x 3, 1-d points, sqeuclidean, float64), reg=")
 
 
 def test_what_has_no_derivatives_yet_says_so():

@@ -44,6 +44,12 @@ def test_costs_are_those_of_the_points(x, y, cost):
     np.testing.assert_allclose(grid.rows(0, grid.shape[0]), cloud.rows(0, cloud.shape[0]), atol=1e-15)
     np.testing.assert_allclose(grid.rows(1, 2), cloud.rows(1, 2), atol=1e-15)
     np.testing.assert_allclose(grid.bounds, cloud.bounds, atol=1e-15)
+    np.testing.assert_array_equal(grid.x, cloud.x)
+    np.testing.assert_array_equal(grid.y, cloud.y)
+    part = grid.restrict(np.array([1, 0]), np.array([1]))
+    np.testing.assert_array_equal(part.x, cloud.x[[1, 0]])
+    np.testing.assert_array_equal(part.y, cloud.y[[1]])
+    assert repr(grid).startswith(f"Grid({grid.shape[0]} x {grid.shape[1]}, axes ") and "parts" in repr(part)
     np.testing.assert_allclose(grid.transpose().to_dense().matrix, grid.to_dense().matrix.T, atol=0)
 
 
@@ -52,6 +58,11 @@ def test_a_shape_stands_for_square_pixels():
     own, other = ((np.arange(3) + 0.5) / 4, (np.arange(4) + 0.5) / 4), ((np.arange(5) + 0.5) / 5, (np.arange(2) + 0.5) / 5)
     np.testing.assert_allclose(Grid((3, 4), (5, 2)).rows(0, 12), Grid(own, other).rows(0, 12), atol=0)
     np.testing.assert_allclose(Grid((3, 4)).rows(0, 12), Grid(own, own).rows(0, 12), atol=0)
+
+
+def test_matrices_have_no_coordinates():
+    with pytest.raises(ValueError, match="knows no coordinates"):
+        _ = Grid((2, 2), cost=[np.eye(2), np.eye(2)]).x
 
 
 @pytest.mark.parametrize(("x", "y"), SHAPES)

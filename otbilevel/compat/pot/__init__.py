@@ -4,9 +4,8 @@ Signatures, meanings and what comes back are those of POT 0.9.7. What POT has an
 says so. POT itself is not needed.
 """
 
-from typing import NoReturn
-
 from otbilevel.compat.pot import bregman, lp, partial, solvers, unbalanced, utils
+from otbilevel.compat.pot._call import refuse_others
 from otbilevel.compat.pot.bregman import sinkhorn, sinkhorn2
 from otbilevel.compat.pot.lp import emd, emd2
 from otbilevel.compat.pot.result import LazyPlan, OTResult
@@ -36,10 +35,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> NoReturn:
-    """Say where the rest of POT is."""
-    msg = (
-        f"{__name__} has no {name!r}: it stands in for sinkhorn, sinkhorn2, sinkhorn_unbalanced, sinkhorn_unbalanced2, emd, emd2, "
-        "solve, solve_sample, dist, unif and partial.entropic_partial_wasserstein; the rest of POT is in POT itself, `import ot`"
-    )
-    raise AttributeError(msg)
+__getattr__ = refuse_others(__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -28,6 +28,22 @@ FUNCTIONS = {"C": "M", "max_iter": "numItermax", "tol": "stopThr"}
 """What arguments of `solve_ot` are called in POT's older functions; `ot.solve` shares all names but that of the cost."""
 SOLVE = {"C": "M"}
 SAMPLES = {"C": "the cost", "M": "the cost", "x": "X_a", "y": "X_b"}
+
+
+STANDS_IN = (
+    "sinkhorn, sinkhorn2, sinkhorn_unbalanced, sinkhorn_unbalanced2, emd, emd2, solve, solve_sample, dist, unif and "
+    "partial.entropic_partial_wasserstein"
+)
+
+
+def refuse_others(module: str) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of a module, which says where the rest of POT is."""
+
+    def refuse(name: str) -> NoReturn:
+        msg = f"{module} has no {name!r}: it stands in for {STANDS_IN}; the rest of POT is in POT itself, `import ot`"
+        raise AttributeError(msg)
+
+    return refuse
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from otbilevel.compat.pot._call import (
     in_words_of,
     log_scalings,
     potentials_of,
+    refuse_others,
     run,
     translate,
 )
@@ -283,3 +284,4 @@ def errors(results: list[OTResult], *masses: float) -> list[float]:
 
 
 __all__ = ["sinkhorn", "sinkhorn2"]
+__getattr__ = refuse_others(__name__)

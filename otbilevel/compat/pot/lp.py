@@ -7,7 +7,7 @@ from typing import Any
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel._core.result import Status
-from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, run, translate
+from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, refuse_others, run, translate
 from otbilevel.ot.result import OTResult
 
 CODES = {Status.SUCCESS: 1, Status.ITERATION_LIMIT: 3}
@@ -182,3 +182,4 @@ def _log(given: Histograms, result: OTResult, like: Array) -> dict[str, Any]:
 
 
 __all__ = ["emd", "emd2"]
+__getattr__ = refuse_others(__name__)

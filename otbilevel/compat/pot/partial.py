@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from otbilevel._core import validate
-from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, mass_of
+from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, mass_of, refuse_others
 from otbilevel.compat.pot._relaxed import COUNTING, Relaxed
 from otbilevel.compat.pot.bregman import errors
 from otbilevel.ot.partial_mass import PartialMass
@@ -129,3 +129,4 @@ def _constraint(given: Histograms, m: Any) -> Any:
 
 
 __all__ = ["entropic_partial_wasserstein"]
+__getattr__ = refuse_others(__name__)

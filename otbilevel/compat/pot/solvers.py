@@ -6,7 +6,7 @@ from typing import Any
 
 from otbilevel._core import validate
 from otbilevel.compat.pot import bregman, lp
-from otbilevel.compat.pot._call import SAMPLES, SOLVE, Histograms, in_words_of, potentials_of, run
+from otbilevel.compat.pot._call import SAMPLES, SOLVE, Histograms, in_words_of, potentials_of, refuse_others, run
 from otbilevel.compat.pot._relaxed import COUNTING, PENALTIES, Relaxed, make_penalties, make_reference
 from otbilevel.compat.pot.result import OTResult, UnbalancedResult
 from otbilevel.compat.pot.unbalanced import log_of
@@ -317,3 +317,4 @@ def _detached(arrays: tuple[Any, ...], grad: str) -> tuple[Any, ...]:
 
 
 __all__ = ["solve", "solve_sample"]
+__getattr__ = refuse_others(__name__)

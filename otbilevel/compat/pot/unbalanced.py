@@ -7,7 +7,7 @@ from typing import Any
 
 from otbilevel._core import validate
 from otbilevel._core.array import array_namespace
-from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of
+from otbilevel.compat.pot._call import FUNCTIONS, Histograms, in_words_of, refuse_others
 from otbilevel.compat.pot._relaxed import COUNTING, Relaxed, make_penalties, make_reference
 from otbilevel.compat.pot.bregman import entries, errors, start_pairs
 from otbilevel.ot.penalties import Fixed
@@ -251,3 +251,4 @@ def log_of(given: Histograms, problems: list[Relaxed], results: list[OTResult]) 
 
 
 __all__ = ["sinkhorn_unbalanced", "sinkhorn_unbalanced2"]
+__getattr__ = refuse_others(__name__)

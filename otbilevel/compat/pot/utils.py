@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, as_array, is_numpy_namespace
-from otbilevel.compat.pot._call import in_words_of
+from otbilevel.compat.pot._call import in_words_of, refuse_others
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry, check_matrix
 from otbilevel.ot.point_cloud import PointCloud
@@ -38,7 +38,7 @@ def unif(n: int) -> np.ndarray:
     return np.full(n, 1.0 / n)
 
 
-def dist(x1: Any, x2: Any = None, metric: Any = "sqeuclidean") -> Array:
+def dist(x1: Any, x2: Any = None, metric: Any = "sqeuclidean", p: float = 2) -> Array:
     """Return the costs between two clouds of points.
 
     Parameters
@@ -50,6 +50,8 @@ def dist(x1: Any, x2: Any = None, metric: Any = "sqeuclidean") -> Array:
     metric : str or callable
         ``"sqeuclidean"``, ``"euclidean"``, ``"cityblock"`` or ``"cosine"`` for arrays of any library; for NumPy arrays also what
         `scipy.spatial.distance.cdist` takes.
+    p : float
+        Of ``metric="minkowski"``.
 
     Returns
     -------
@@ -63,11 +65,11 @@ def dist(x1: Any, x2: Any = None, metric: Any = "sqeuclidean") -> Array:
     array([[4.],
            [1.]])
     """
-    geometry = cost_between(x1, x1 if x2 is None else x2, metric, ("x1", "x2"))
+    geometry = cost_between(x1, x1 if x2 is None else x2, metric, ("x1", "x2"), p)
     return geometry.xp.astype(geometry.rows(0, geometry.shape[0]), geometry.dtype)
 
 
-def cost_between(x: Any, y: Any, metric: Any, names: tuple[str, str]) -> Geometry:
+def cost_between(x: Any, y: Any, metric: Any, names: tuple[str, str], p: float = 2) -> Geometry:
     """The geometry of two clouds, without a matrix where the metric is one of `PointCloud`."""
     clouds = [as_array(points, name) for points, name in zip((x, y), names, strict=True)]
     for points, name in zip(clouds, names, strict=True):
@@ -83,11 +85,13 @@ def cost_between(x: Any, y: Any, metric: Any, names: tuple[str, str]) -> Geometr
     if not isinstance(metric, str) and not callable(metric):
         msg = f"metric must be a name or a function of two points, got {type(metric).__name__}"
         raise TypeError(msg)
+    settings = {"p": validate.real(p, "p", low=0.0, strict=True)} if metric == "minkowski" else {}
     try:
-        return DenseCost(cdist(*clouds, metric=metric))
+        return DenseCost(cdist(*clouds, metric=metric, **settings))
     except ValueError as error:
         msg = f"metric={metric!r} gives no costs between these points: {error}"
         raise ValueError(msg) from error
 
 
 __all__ = ["dist", "unif"]
+__getattr__ = refuse_others(__name__)

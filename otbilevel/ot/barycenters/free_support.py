@@ -13,12 +13,12 @@ import numpy as np
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, device, to_numpy
 from otbilevel._core.monitor import Callback, Monitor
-from otbilevel._core.result import Result, Status, report
+from otbilevel._core.result import Status, report
 from otbilevel.ot import sns
 from otbilevel.ot.barycenters.call import make_monitor
 from otbilevel.ot.barycenters.clouds import first_points, read_clouds, vector
 from otbilevel.ot.barycenters.problem import coordinates, unit_inputs
-from otbilevel.ot.barycenters.result import BarycenterResult
+from otbilevel.ot.barycenters.result import BarycenterResult, FreeSupportResult
 from otbilevel.ot.barycenters.solve import barycenter
 from otbilevel.ot.batch import solve_ot_batch
 from otbilevel.ot.batch_result import OTBatchResult
@@ -33,58 +33,6 @@ LOOSEST, TIGHTEST = 1e-4, 1e-9
 """Tolerance of the transports while points move far, and at the end."""
 SHARE = 1e-2
 """Of the relative displacement that this tolerance may be."""
-
-
-@dataclass(eq=False, repr=False)
-class FreeSupportResult(Result):
-    """What `free_support_barycenter` returns.
-
-    Attributes
-    ----------
-    points : (n, d) array
-        The points of the barycentre.
-    masses : (n,) array
-        Their weights, of the mass of the inputs.
-    weights : (k,) ndarray
-        Barycentric coordinates in use, of sum 1.
-    reg : float
-        Regularisation; 0 for exact transport.
-    displacement : float
-        How far an iteration would still move the points: root mean square, relative to that of the distances of all input points
-        from their mean.
-    value : float
-        sum_k w_k OT(b, a_k), with OT the `value` of `solve_ot`; with ``debias=True`` minus OT(b, b) / 2, with
-        ``update_masses=True`` plus reg KL(b | u).
-    values : (k,) ndarray
-        OT(b, a_k) for each input.
-    marginal_error : float
-        The largest L1 error of the marginals of a plan, relative to the mass.
-    transports : list of OTResult
-        The transports between the barycentre (rows) and each input (columns); the other way round with ``update_masses=True``.
-        Those of inputs of weight 0 are solved for, too.
-    nit : int
-        Iterations: one transport to each input.
-    success, status, message
-        Whether, why and with what advice the solver stopped.
-    history : dict of (nit,) ndarray
-        Per iteration ``"displacement"``, ``"value"``, ``"seconds"``.
-    """
-
-    points: Array
-    masses: Array
-    weights: np.ndarray
-    reg: float
-    displacement: float
-    value: float
-    values: np.ndarray
-    marginal_error: float
-    transports: list[OTResult]
-    nit: int
-    success: bool
-    status: Status
-    message: str
-    history: dict[str, np.ndarray]
-    _summary = ("message", "success", "status", "reg", "value", "displacement", "marginal_error", "nit", "points")
 
 
 def free_support_barycenter(  # noqa: PLR0913 -- two objectives, and what may be optimised or given

@@ -1,4 +1,4 @@
-"""The result of `barycenter`."""
+"""The results of `barycenter` and `free_support_barycenter`."""
 
 from __future__ import annotations
 
@@ -186,3 +186,55 @@ class BarycenterResult(Result):
 
     def _weighted(self, figures: list[float]) -> float:
         return float(np.dot(self.weights[self.weights > 0], figures))
+
+
+@dataclass(eq=False, repr=False)
+class FreeSupportResult(Result):
+    """What `free_support_barycenter` returns.
+
+    Attributes
+    ----------
+    points : (n, d) array
+        The points of the barycentre.
+    masses : (n,) array
+        Their weights, of the mass of the inputs.
+    weights : (k,) ndarray
+        Barycentric coordinates in use, of sum 1.
+    reg : float
+        Regularisation; 0 for exact transport.
+    displacement : float
+        How far an iteration would still move the points: root mean square, relative to that of the distances of all input points
+        from their mean.
+    value : float
+        sum_k w_k OT(b, a_k), with OT the `value` of `solve_ot`; with ``debias=True`` minus OT(b, b) / 2, with
+        ``update_masses=True`` plus reg KL(b | u).
+    values : (k,) ndarray
+        OT(b, a_k) for each input.
+    marginal_error : float
+        The largest L1 error of the marginals of a plan, relative to the mass.
+    transports : list of OTResult
+        The transports between the barycentre (rows) and each input (columns); the other way round with ``update_masses=True``.
+        Those of inputs of weight 0 are solved for, too.
+    nit : int
+        Iterations: one transport to each input.
+    success, status, message
+        Whether, why and with what advice the solver stopped.
+    history : dict of (nit,) ndarray
+        Per iteration ``"displacement"``, ``"value"``, ``"seconds"``.
+    """
+
+    points: Array
+    masses: Array
+    weights: np.ndarray
+    reg: float
+    displacement: float
+    value: float
+    values: np.ndarray
+    marginal_error: float
+    transports: list[OTResult]
+    nit: int
+    success: bool
+    status: Status
+    message: str
+    history: dict[str, np.ndarray]
+    _summary = ("message", "success", "status", "reg", "value", "displacement", "marginal_error", "nit", "points")
