@@ -14,6 +14,7 @@ from otbilevel._core.array import Array, array_namespace, as_array, common_names
 from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.feasibility import require_feasible
 from otbilevel.ot.geometry import Geometry
+from otbilevel.ot.kernels import select
 from otbilevel.ot.marginals import Marginals
 from otbilevel.ot.penalties import Fixed, Penalty
 from otbilevel.ot.sparse_cost import SparseCost
@@ -231,7 +232,7 @@ def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tu
     if weights.dtype != xp.float64:
         msg = f"{name} was asked for in double precision and came as {weights.dtype}: switch double precision on in its library"
         raise TypeError(msg)
-    least, largest = float(xp.min(weights)), float(xp.max(weights))
+    least, largest = select(xp).vector_kernels.extremes(weights)
     if not (least >= 0 and largest < float("inf")):
         for bad, what in ((xp.isnan(weights), "NaN"), (xp.isinf(weights), "infinite"), (weights < 0, "negative")):
             if bool(xp.any(bad)):
@@ -242,9 +243,11 @@ def _check_weights(xp: ModuleType, given: Array, name: str, size: int, shape: tu
     if not 0 < total < float("inf"):
         msg = f"{name} must have positive, finite total mass, got {total!r}"
         raise ValueError(msg)
+    scaled, tiny = weights / total, float(np.finfo(np.float64).tiny)
+    if least >= 2 * tiny * total:
+        return scaled, total
     # A weight so small that its logarithm overflows double precision carries nothing.
-    scaled = weights / total
-    return xp.where(scaled >= float(np.finfo(np.float64).tiny), scaled, xp.zeros_like(scaled)), total
+    return xp.where(scaled >= tiny, scaled, xp.zeros_like(scaled)), total
 
 
 def _common_mass(of_a: float | None, of_b: float | None, tolerance: float) -> float:

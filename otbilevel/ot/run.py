@@ -85,5 +85,7 @@ class Run:
         """Certify the best iterate."""
         assert self.best is not None  # every method offers its start
         f, g = self.best
-        problem = replace(self.problem, start=None, room=None)  # a result must not keep them alive
+        problem = self.problem
+        if problem.start is not None or problem.room is not None:
+            problem = replace(problem, start=None, room=None)  # a result must not keep them alive
         return entropic_result(problem, f, g, method=method, monitor=self.monitor, work=self.work, nit_newton=self.nit_newton)

@@ -156,11 +156,15 @@ def solve_ot(
     strength = regularisation(reg, method, geometry)
     penalties = price(unbalanced, call)
     problem = make_problem(a, b, geometry, reg=strength, tol=tolerance(tol), penalties=penalties)
-    problem = replace(problem, constraints=make_system(as_constraints(constraints), problem))
-    if problem.constraints is not None and problem.marginals is not None:
+    system = make_system(as_constraints(constraints), problem)
+    if system is not None and problem.marginals is not None:
         msg = "constraints need fixed marginals: leave either constraints or unbalanced out"
         raise ValueError(msg)
-    problem = replace(problem, start=make_start(init, problem))
+    if system is not None:
+        problem = replace(problem, constraints=system)
+    start = make_start(init, problem)
+    if start is not None:
+        problem = replace(problem, start=start)
     run = partial(call.solve, label=f"solve_ot[{method}]")
     if isinstance(unbalanced, PartialMass):
         check_mass(problem, unbalanced.mass)
