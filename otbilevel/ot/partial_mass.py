@@ -23,6 +23,8 @@ from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 SHARE = 0.1
 """Of the tolerance that the mass may be off."""
 MAX_SOLVES = 60
+SLOWEST = 0.2
+"""By what the rate of growth may fall from secant to secant: it vanishes where points are full and others far away."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class PartialMass:
 
     Notes
     -----
-    The mass grows with the price of what stays behind, the potential of the constraint on the mass. Brent's method finds it, with a
-    solve for each value that it tries, from the potentials of the one before. `max_iter` and the time limit hold for each of them.
+    The mass grows with the price of what stays behind, the potential of the constraint on the mass. The secant method finds it, and
+    Brent's method where that overshoots, with a solve for each value that they try, from the potentials of the one before.
+    `max_iter` and the time limit hold for each of them.
 
     References
     ----------
@@ -112,14 +115,19 @@ def check_mass(problem: OTProblem, mass: float) -> None:
 def solve_partial(problem: OTProblem, mass: float, solve: Callable[[OTProblem], OTResult]) -> OTResult:
     """Find the price; `solve` runs a method on a problem."""
     search = _Search(problem, mass / problem.mass, solve)
-    low, high = problem.geometry.bounds
-    unit = max(high - low, problem.reg)
     with contextlib.suppress(_DoneError):
-        above = search.bracket(high, unit)
-        below = search.bracket(low, -unit)
+        below, above = search.climb(_price_of_free_mass(problem, mass / problem.mass))
         # After too many solves it returns quietly: the best one says how far it is off.
         brentq(search.excess, below, above, xtol=1e-300, rtol=4 * np.finfo(float).eps, maxiter=MAX_SOLVES, disp=False)
     return search.finish()
+
+
+def _price_of_free_mass(problem: OTProblem, mass: float) -> float:
+    """The price at which a b^T exp((price - C)/reg) has this mass: too low where the marginals leave less room."""
+    xp, reg = problem.xp, problem.reg
+    logs = xp.log(problem.a) - problem.geometry.soft_transform(reg * xp.log(problem.b), reg) / reg
+    top = xp.max(logs)
+    return reg * (math.log(mass) - float(top + xp.log(xp.sum(xp.exp(logs - top)))))
 
 
 class _DoneError(Exception):
@@ -134,9 +142,15 @@ class _Search:
         self._results: list[OTResult] = []
         self._best: OTResult | None = None
         self._off = math.inf
+        self._known: dict[float, float] = {}
 
     def excess(self, price: float) -> float:
         """Logarithm of the mass at a price, in units of the one that is wanted."""
+        if price not in self._known:
+            self._known[price] = self._solved(price)
+        return self._known[price]
+
+    def _solved(self, price: float) -> float:
         problem = self._problem
         assert problem.marginals is not None
         rows, columns = penalties(price)
@@ -153,13 +167,20 @@ class _Search:
             raise _DoneError
         return math.log(held / self._mass) if held > 0 else -math.inf
 
-    def bracket(self, price: float, step: float) -> float:
-        """A price whose mass is on the side that `step` points to."""
+    def climb(self, price: float) -> tuple[float, float]:
+        """Go up from a price that is too low by the secant method; two prices around the right one where that overshoots.
+
+        The logarithm of the mass grows with the price at a rate of 1/reg, and less the more marginals are full: as a rule it is
+        concave, so that secants stay below.
+        """
+        excess, rate = self.excess(price), 1.0 / self._problem.reg
         for _ in range(MAX_SOLVES):
-            excess = self.excess(price)
-            if excess * step > 0 and math.isfinite(excess):
-                return price
-            price, step = price + (step if math.isfinite(excess) else -0.5 * step), 2.0 * step
+            step = -excess / rate
+            following = self.excess(price + step)
+            if (following > 0) != (excess > 0):
+                return (price, price + step) if step > 0 else (price + step, price)
+            rate = min(max((following - excess) / step, SLOWEST * rate), rate)
+            price, excess = price + step, following
         raise _DoneError
 
     def finish(self) -> OTResult:
