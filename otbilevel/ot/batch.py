@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -38,8 +38,8 @@ class Stack:
         Costs, in the user's dtype.
     reg, mass : (B,) float64 arrays
         Regularisation, and the mass of the user's weights.
-    top, range : (B,) float64 arrays
-        Where a path in reg begins, and the range of the costs.
+    extremes : pair of (B,) float64 arrays, or None
+        The smallest and the largest cost of each problem; None while nobody has looked.
     tol : float
         Marginal error.
     dtype
@@ -51,8 +51,7 @@ class Stack:
     C: Array
     reg: Array
     mass: Array
-    top: Array
-    range: Array
+    extremes: tuple[Array, Array] | None
     tol: float
     dtype: Any
 
@@ -65,6 +64,12 @@ class Stack:
     def kernels(self) -> ModuleType:
         """What works on stacks of these arrays."""
         return _kernels(self.xp)
+
+    @property
+    def range(self) -> Array:
+        """The range of the costs of each problem."""
+        assert self.extremes is not None
+        return self.extremes[1] - self.extremes[0]
 
 
 def _kernels(xp: ModuleType) -> ModuleType:
@@ -144,16 +149,29 @@ def solve_ot_batch(
     """
     stack = _make_stack(a, b, C, reg, tol)
     limit = MAX_ITER if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
-    start = None if init is None else _start(init, stack)
-    first = _start_of(stack) if start is None else start
-    f, g, counts, figures = stack.kernels.solve_batch(
-        stack.C, stack.a, stack.b, stack.reg, stack.top, stack.tol, limit, first, warm=start is not None
+    strict, start = validate.boolean(raise_on_failure, "raise_on_failure"), None if init is None else _start(init, stack)
+    solved, extremes = _solve(stack, limit, start)
+    if stack.extremes is None:
+        if extremes is not None and not bool(stack.xp.any(_lost(stack.xp, stack.reg, *extremes))):
+            stack = replace(stack, extremes=extremes)
+        else:  # what is wrong, or forbidden, is found out at leisure
+            stack = _make_stack(a, b, C, reg, tol, look=True)
+            solved, _ = _solve(stack, limit, start)
+    return report(OTBatchResult.of(stack, *solved, limit), raise_on_failure=strict)
+
+
+def _solve(stack: Stack, limit: int, start: Array | None) -> tuple[tuple[Array, Array, Array, Array], Any]:
+    """f, g, counts and figures, and the extremes of the costs."""
+    first, warm = _start_of(stack) if start is None else start, start is not None
+    kernels = stack.kernels
+    f, g, counts, figures, extremes = kernels.solve_batch(
+        stack.C, stack.a, stack.b, stack.reg, stack.extremes, stack.tol, limit, first, warm=warm
     )
-    result = OTBatchResult.of(stack, f, g, counts, figures, limit)
-    return report(result, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
+    return (f, g, counts, figures), extremes
 
 
-def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N803
+def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any, *, look: bool = False) -> Stack:  # noqa: N803
+    """Check the arguments; the costs only if `look`, or if the solver cannot do it on its way."""
     given = {name: as_array(w, name) for name, w in (("a", a), ("b", b)) if w is not None}
     if isinstance(C, Geometry) or sparse.issparse(C):
         C = make_geometry(C)  # noqa: N806
@@ -169,7 +187,8 @@ def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N
     count = _count(given, C)
     n, m = C.shape[-2:]
     C = C if len(C.shape) == 3 else C[None, :, :]  # noqa: N806
-    low, high, forbids = _cost_range(xp, C)
+    look = look or reg is None or C.shape[0] < count or not _kernels(xp).READS_COSTS
+    low, high, forbids = _cost_range(xp, C) if look else (None, None, None)
     weights, masses = {}, {}
     for name, size in (("a", n), ("b", m)):
         if name in given:
@@ -178,16 +197,14 @@ def _make_stack(a: Any, b: Any, C: Any, reg: Any, tol: Any) -> Stack:  # noqa: N
             weights[name], masses[name] = xp.full((count, size), 1.0 / size, dtype=xp.float64, device=device(C)), None
     single = dtype == xp.float32
     mass = _common_masses(xp, masses["a"], masses["b"], MASSES[single], count, device(C))
-    strength = _strengths(xp, reg, low, high, count, device(C))
-    spread = xp.broadcast_to(high - low, (count,))
-    top = spread / 8.0
-    power = xp.round(xp.log2(xp.maximum(top / strength, xp.ones_like(strength))))
-    top = xp.where(top > 2.0 * strength, strength * 2.0**power, strength)
-    target = tolerance(tol)
-    stack = Stack(
-        weights["a"], weights["b"], C, strength, mass, top, spread, (1e-5 if single else 1e-9) if target is None else target, dtype
-    )
-    _require_feasible(stack, forbids)
+    strength = _strengths(xp, reg, low, high, count, C)
+    target, extremes = tolerance(tol), None
+    if look:
+        extremes = xp.broadcast_to(low, (count,)), xp.broadcast_to(high, (count,))
+    target = (1e-5 if single else 1e-9) if target is None else target
+    stack = Stack(weights["a"], weights["b"], C, strength, mass, extremes, target, dtype)
+    if look:
+        _require_feasible(stack, forbids)
     return stack
 
 
@@ -274,19 +291,18 @@ def _common_masses(xp: ModuleType, of_a: Array | None, of_b: Array | None, toler
     return of_a
 
 
-def _strengths(xp: ModuleType, reg: Any, low: Array, high: Array, count: int, where: Any) -> Array:
-    """One regularisation for each problem, checked against its cost."""
-    largest = xp.broadcast_to(xp.maximum(xp.abs(low), xp.abs(high)), (count,))
+def _strengths(xp: ModuleType, reg: Any, low: Array, high: Array, count: int, like: Array) -> Array:
+    """One regularisation for each problem, checked against its cost where that is known (else `low` and `high` are None)."""
     if reg is None:
-        spread = xp.broadcast_to(high - low, (count,))
-        unit = xp.where(spread > 0, spread, largest)
+        spread, largest = high - low, xp.maximum(xp.abs(low), xp.abs(high))
+        unit = xp.broadcast_to(xp.where(spread > 0, spread, largest), (count,))
         strength = RELATIVE_REG * xp.where(unit > 0, unit, xp.ones_like(unit))
     elif getattr(reg, "shape", ()) == () and not isinstance(reg, (list, tuple)):
-        strength = xp.full((count,), validate.real(reg, "reg", low=0.0, strict=True), dtype=xp.float64, device=where)
+        strength = xp.full((count,), validate.real(reg, "reg", low=0.0, strict=True), dtype=xp.float64, device=device(like))
     else:
         strength = as_array(reg, "reg")
-        if type(strength) is not type(low):  # a list, or numbers of another library
-            strength = xp.asarray(to_numpy(strength), device=where)
+        if type(strength) is not type(like):  # a list, or numbers of another library
+            strength = xp.asarray(to_numpy(strength), device=device(like))
         if tuple(strength.shape) != (count,):
             msg = f"reg must be a number or have shape ({count},), got {tuple(strength.shape)}"
             raise ValueError(msg)
@@ -296,14 +312,21 @@ def _strengths(xp: ModuleType, reg: Any, low: Array, high: Array, count: int, wh
         k = _first(xp, bad)[0]
         msg = f"reg must be finite and > 0, but reg[{k}] is {float(strength[k])!r}"
         raise ValueError(msg)
-    lost = strength < xp.maximum(float(np.finfo(np.float64).eps) * largest, xp.full_like(largest, SMALLEST_REG))
+    lost = _lost(xp, strength, low, high) if low is not None else bad
     if bool(xp.any(lost)):
         k = _first(xp, lost)[0]
+        largest = xp.broadcast_to(xp.maximum(xp.abs(low), xp.abs(high)), (count,))
         msg = (
             f"reg = {float(strength[k]):g} of problem {k} is lost in the rounding of C, whose largest cost is {float(largest[k]):g}"
         )
         raise ValueError(msg)
     return strength
+
+
+def _lost(xp: ModuleType, reg: Array, low: Array, high: Array) -> Array:
+    """Where reg is lost in the rounding of the costs."""
+    largest = xp.maximum(xp.abs(low), xp.abs(high))
+    return reg < xp.maximum(float(np.finfo(np.float64).eps) * largest, xp.full_like(largest, SMALLEST_REG))
 
 
 def _require_feasible(stack: Stack, forbids: Array) -> None:

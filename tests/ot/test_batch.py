@@ -137,7 +137,7 @@ def test_forbidden_pairs():
     assert result.success and np.all(result.plan[np.isinf(C)] == 0.0)
     np.testing.assert_allclose(result.plan[2], solve_ot(a[2], b[2], C[2], reg=0.05).plan, atol=1e-8)
     C[4, 1, :] = INF
-    with pytest.raises(ValueError, match="problem 4: C forbids every pair of row 1"):
+    with pytest.raises(ValueError, match="problem 4: infeasible: C forbids every pair of row 1"):
         solve_ot_batch(a, b, C, reg=0.05)
 
 

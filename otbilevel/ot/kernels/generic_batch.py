@@ -13,6 +13,7 @@ from typing import Any
 from otbilevel._core.array import Array, array_namespace, device
 from otbilevel._core.result import Status
 
+READS_COSTS = False
 PASSES, LAST_PASSES = 8, 20
 MAX_STEPS = 60
 CLIP = 6.0
@@ -90,10 +91,22 @@ def plans(costs: Array, f: Array, g: Array, reg: Array, a: Array, dtype: Any) ->
 
 
 def solve_batch(
-    costs: Array, a: Array, b: Array, reg: Array, top: Array, tol: float, max_iter: int, g: Array, *, warm: bool
-) -> tuple[Array, Array, Array, Array]:
+    costs: Array,
+    a: Array,
+    b: Array,
+    reg: Array,
+    extremes: tuple[Array, Array],
+    tol: float,
+    max_iter: int,
+    g: Array,
+    *,
+    warm: bool,
+) -> tuple[Array, Array, Array, Array, tuple[Array, Array]]:
     """As `cpu.batches.solve_batch`."""
     xp, stack = array_namespace(a), _Stack(costs, a, b)
+    top = (extremes[1] - extremes[0]) / 8.0
+    power = xp.round(xp.log2(xp.maximum(top / reg, xp.ones_like(reg))))
+    top = xp.where(top > 2.0 * reg, reg * 2.0**power, reg)
     nit = steps = 0
     if not warm:
         g, nit, steps = _follow_path(stack, reg, top, g)
@@ -120,7 +133,7 @@ def solve_batch(
         xp.where(xp.isfinite(figures[:, 0]), xp.full_like(reg, float(short)), xp.full_like(reg, float(Status.NOT_FINITE))),
     )
     counts = xp.stack([status, xp.full_like(reg, float(nit)), xp.full_like(reg, float(steps))], axis=1)
-    return f, g, xp.astype(counts, xp.int64), figures
+    return f, g, xp.astype(counts, xp.int64), figures, extremes
 
 
 def _follow_path(stack: _Stack, reg: Array, top: Array, g: Array) -> tuple[Array, int, int]:

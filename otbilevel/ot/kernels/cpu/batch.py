@@ -23,7 +23,7 @@ LEVEL_ERROR, HARD_ERROR, CAREFUL_ERROR = 0.05, 5e-3, 1e-7
 LEVEL_PASSES, LAST_PASSES = 14.0, 40.0
 CAREFUL = 1.4
 """Factor by which reg falls on a careful path, after a run that stalled."""
-ENOUGH = 0.3
+ENOUGH = 0.7
 """Share of the tolerance that iterations aim at."""
 MAX_STEPS, MAX_CG, STALL_WINDOW = 60, 400, 12
 SMOOTHING_PASSES = 3
@@ -34,6 +34,8 @@ FARTHEST = 100.0
 """By how much potentials may move, in units of reg, where K is scaled along."""
 NOISE = 64 * 2.0**-52
 
+UNREAD = -1
+"""Status of a problem whose costs are not all finite, and which was left."""
 CONVERGED, STALLED = int(Status.SUCCESS), int(Status.STALLED)
 LIMIT, NOT_FINITE = int(Status.ITERATION_LIMIT), int(Status.NOT_FINITE)
 
@@ -328,17 +330,29 @@ def solve_one(cost, a, b, reg, top, tol, max_iter, warm, f, g, k, u, v, c, figur
 
 
 @kernel
-def solve_problems(low, high, costs, a, b, regs, tops, tol, max_iter, warm, f, g, counts, figures):
+def path_top(low, high, reg):
+    """Where a path in reg begins: reg times a power of two near an eighth of the range of the costs."""
+    top = (high - low) / 8.0
+    return reg * 2.0 ** np.round(np.log2(top / reg)) if top > 2.0 * reg else reg
+
+
+@kernel
+def solve_problems(low, high, costs, a, b, regs, unread, lows, highs, tol, max_iter, warm, f, g, counts, figures):
     """Solve and certify the problems [low, high).
 
     `costs` holds one matrix for each problem, or one for all. counts <- status, iterations, Newton steps; figures: see `certify`.
+    `lows` and `highs` hold the extremes of the costs; where these are `unread` they are found here, while the cache has the costs.
     """
     n, m = costs.shape[1], costs.shape[2]
-    k, u, v, c = np.empty((n, m)), np.ones(n), np.ones(m), np.empty(m)
+    k, u, v, c, sums = np.empty((n, m)), np.ones(n), np.ones(m), np.empty(m), np.empty((1, 0))
     for q in range(low, high):
         cost = costs[q if len(costs) > 1 else 0]
+        if unread and not np.isfinite(extremes(0, n, sums, cost, lows[q : q + 1], highs[q : q + 1])):
+            counts[q, 0] = UNREAD
+            continue
+        top = path_top(lows[q], highs[q], regs[q])
         counts[q, 0], counts[q, 1], counts[q, 2] = solve_one(
-            cost, a[q], b[q], regs[q], tops[q], tol, max_iter, warm, f[q], g[q], k, u, v, c, figures[q]
+            cost, a[q], b[q], regs[q], top, tol, max_iter, warm, f[q], g[q], k, u, v, c, figures[q]
         )
 
 

@@ -10,6 +10,8 @@ from otbilevel._core.array import readonly
 from otbilevel.ot.kernels.cpu import batch
 from otbilevel.ot.kernels.cpu.threads import over_problems
 
+READS_COSTS = True
+"""Whether `solve_batch` finds the extremes of the costs by itself, without a pass of its own over the memory."""
 _SWEEPS_PER_PROBLEM = 10
 """About how many a problem takes, passes included."""
 
@@ -27,19 +29,24 @@ def solve_batch(
     a: np.ndarray,
     b: np.ndarray,
     reg: np.ndarray,
-    top: np.ndarray,
+    extremes: tuple[np.ndarray, np.ndarray] | None,
     tol: float,
     max_iter: int,
     g: np.ndarray,
     *,
     warm: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Solve a stack; `top` is where paths begin, g where problems start if `warm`. Returns f, g, counts and figures."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Solve a stack; g is where problems start if `warm`. Returns f, g, counts, figures, and the extremes of the costs.
+
+    Without `extremes` these are found, for each problem; None when the costs are not all finite, which is then all that is known.
+    """
     count, n, m = len(a), costs.shape[1], costs.shape[2]
     f, g, counts, figures = np.zeros((count, n)), g.copy(), np.zeros((count, 3), np.int64), np.zeros((count, 4))
-    work = count * n * m * _SWEEPS_PER_PROBLEM
-    over_problems(batch.solve_problems, count, work, readonly(costs), a, b, reg, top, tol, max_iter, warm, f, g, counts, figures)
-    return f, g, counts, figures
+    lows, highs = (np.zeros(count), np.zeros(count)) if extremes is None else (np.array(v) for v in extremes)
+    work, unread = count * n * m * _SWEEPS_PER_PROBLEM, extremes is None
+    arguments = (readonly(costs), a, b, reg, unread, lows, highs, tol, max_iter, warm, f, g, counts, figures)
+    over_problems(batch.solve_problems, count, work, *arguments)
+    return f, g, counts, figures, None if np.any(counts[:, 0] == batch.UNREAD) else (lows, highs)
 
 
 def plans(costs: np.ndarray, f: np.ndarray, g: np.ndarray, reg: np.ndarray, a: np.ndarray, dtype: Any) -> np.ndarray:
