@@ -22,6 +22,8 @@ from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 
 SHARE = 0.1
 """Of the tolerance that the mass may be off."""
+USABLE = 1e-3
+"""Marginal error of a solve that stalled with which the search goes on."""
 MAX_SOLVES = 60
 SLOWEST = 0.2
 """By what the rate of growth may fall from secant to secant: it vanishes where points are full and others far away."""
@@ -114,7 +116,8 @@ def check_mass(problem: OTProblem, mass: float) -> None:
 
 def solve_partial(problem: OTProblem, mass: float, solve: Callable[[OTProblem], OTResult]) -> OTResult:
     """Find the price; `solve` runs a method on a problem."""
-    search = _Search(problem, mass / problem.mass, solve)
+    everything_free = Start(problem.xp.zeros_like(problem.b), problem.reg)
+    search = _Search(replace(problem, start=problem.start or everything_free), mass / problem.mass, solve)
     with contextlib.suppress(_DoneError):
         below, above = search.climb(_price_of_free_mass(problem, mass / problem.mass))
         # After too many solves it returns quietly: the best one says how far it is off.
@@ -163,7 +166,8 @@ class _Search:
         self._problem = replace(self._problem, start=Start(plan.unit_potentials[1], problem.reg if result.success else None))
         if abs(held - self._mass) < self._off or self._best is None:
             self._off, self._best = abs(held - self._mass), result
-        if self._off <= SHARE * problem.tol or not result.success:
+        usable = result.success or (result.status is Status.STALLED and result.marginal_error <= USABLE)
+        if self._off <= SHARE * problem.tol or not usable:
             raise _DoneError
         return math.log(held / self._mass) if held > 0 else -math.inf
 
@@ -194,9 +198,14 @@ class _Search:
         history = {name: np.concatenate([one.history[name] for one in results]) for name in best.history}
         counts = {name: sum(getattr(one, name) for one in results) for name in ("nit", "nit_newton", "nsweep", "nproduct")}
         result = replace(best, _plan=plan, marginal_error=error, history=history, **counts)
-        if best.success and error > best._tol:
-            message = shortfall(
-                f"marginal error {error:.2g}", best._tol, "no price gives exactly this mass: raise tol, or raise reg"
+        if error > best._tol:
+            stalled = best.success or best.status is Status.STALLED
+            advice = (
+                "no price gives this mass so accurately: raise tol, or reg"
+                if stalled
+                else f"a solve for one price has {best.message}"
             )
-            result = replace(result, success=False, status=Status.STALLED, message=message)
+            figures = f"marginal error {error:.2g}, {self._off:.2g} of it in the mass"
+            message = shortfall(figures, best._tol, advice)
+            result = replace(result, success=False, status=Status.STALLED if stalled else best.status, message=message)
         return result

@@ -1,6 +1,8 @@
 """Transport whose marginals have a price: against plain iterations, linear programs, POT, closed forms, and on every library."""
 
+import importlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from otbilevel import ConvergenceWarning, DenseCost, Grid, PointCloud, Status, solve_ot
-from otbilevel.ot import KL, AtMost, PartialMass, TotalVariation, reg_path
+from otbilevel.ot import KL, AtMost, PartialMass, TotalVariation, partial_mass, reg_path
 from otbilevel.ot.methods import METHODS
 from otbilevel.ot.penalties import Fixed, make_penalties
 
 INF = math.inf
+solve_module = importlib.import_module("otbilevel.ot.solve")
 ENTROPIC = [row.name for row in METHODS if row.name != "exact"]
 PRICES = [
     pytest.param((KL(0.3), KL(0.3)), id="kl"),
@@ -214,6 +217,33 @@ def test_partial_mass_against_pot(mass):
     a, b = np.full(23, 1 / 23), np.full(17, 1 / 17)
     expected = pot.partial.entropic_partial_wasserstein(a, b, C, 0.05, mass, numItermax=100_000, stopThr=1e-15)
     np.testing.assert_allclose(solve_ot(a, b, C, reg=0.05, unbalanced=PartialMass(mass)).plan, expected, atol=1e-8)
+
+
+def test_mass_that_no_marginal_limits_takes_the_price_at_once():
+    """Then the plan is a b^T exp((price - C)/reg)."""
+    C = np.random.default_rng(0).random((30, 40))
+    result = solve_ot(None, None, C, reg=0.1, unbalanced=PartialMass(0.1))
+    plan = np.exp(-C / 0.1)
+    np.testing.assert_allclose(result.plan, 0.1 * plan / plan.sum(), rtol=1e-9)
+    assert result.nit <= 2
+
+
+def test_a_solve_that_stalls_near_its_tolerance_does_not_end_the_search(monkeypatch):
+    x, y, a, b = cloud()
+    expected = solve_ot(a, b, squared(x, y), reg=0.02, unbalanced=PartialMass(1.5))
+
+    def stalled(solve):
+        def run(problem):
+            return replace(solve(problem), success=False, status=Status.STALLED)
+
+        return run
+
+    real = partial_mass.solve_partial
+    monkeypatch.setattr(solve_module, "solve_partial", lambda problem, mass, solve: real(problem, mass, stalled(solve)))
+    with pytest.warns(ConvergenceWarning):
+        result = solve_ot(a, b, squared(x, y), reg=0.02, unbalanced=PartialMass(1.5))
+    assert result.plan.sum() == pytest.approx(1.5, abs=1e-8)
+    np.testing.assert_allclose(result.plan, expected.plan, atol=1e-8)
 
 
 @pytest.mark.parametrize("reg", [0.5, 0.05])
