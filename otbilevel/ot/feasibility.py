@@ -47,7 +47,7 @@ def require_feasible(problem: OTProblem) -> None:
     for index, size, name, support in ((i, n, "a", problem.sources), (j, m, "b", problem.targets)):
         blocked = np.bincount(index, minlength=size) == 0
         if blocked.any():
-            _refuse_point(name, int(_original(support, np.flatnonzero(blocked))[0]))
+            _refuse_point(problem, name, [int(k) for k in _original(support, np.flatnonzero(blocked))])
     met = _sides_to_meet(problem)
     if not met:
         return
@@ -120,12 +120,16 @@ def _require_pairs(problem: OTProblem) -> None:
         blocked = costs == float("inf")
         if bool(xp.any(blocked)):
             index = int(xp.argmax(xp.astype(blocked, xp.int64)))
-            _refuse_point(name, index if support.indices is None else int(support.indices[index]))
+            _refuse_point(problem, name, [index if support.indices is None else int(support.indices[index])])
 
 
-def _refuse_point(name: str, index: int) -> NoReturn:
+def _refuse_point(problem: OTProblem, name: str, points: list[int]) -> NoReturn:
     side = "row" if name == "a" else "column"
-    msg = f"infeasible: C forbids every pair of {side} {index}, but {name}[{index}] is positive. Allow a pair of it, or drop it"
+    others = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
+    advice = "Allow a pair of it, or drop it"
+    if problem.marginals is not None:
+        advice += "; with a price on the marginals a large finite cost leaves its mass where it is"
+    msg = f"infeasible: C forbids every pair of {side} {points[0]}{others}, but {name}[{points[0]}] is positive. {advice}"
     raise ValueError(msg)
 
 

@@ -134,7 +134,7 @@ class Geometry(ABC):
 
     @abstractmethod
     def to_dense(self) -> Geometry:
-        """The same costs as a stored (n, m) array in the geometry's dtype. O(n m) memory."""
+        """The same costs as a `DenseCost`, whose `matrix` is an (n, m) array in the geometry's dtype. O(n m) memory."""
 
     def local_order(self) -> tuple[Array, Array] | None:
         """Rows and columns in an order in which a solver had better take them; None for as they are."""
@@ -205,7 +205,8 @@ def finite(f: Array) -> Array:
 def check_matrix(matrix: Array, name: str) -> None:
     """Refuse what is not a two-dimensional array with entries."""
     if len(matrix.shape) != 2:
-        order = "; the order of the arguments is a, b, C" if name == "C" and len(matrix.shape) == 1 else ""
+        hints = {1: "; the order of the arguments is a, b, C", 3: "; for a stack of problems there is solve_ot_batch"}
+        order = hints.get(len(matrix.shape), "") if name == "C" else ""
         msg = f"{name} must be two-dimensional, got shape {tuple(matrix.shape)}{order}"
         raise ValueError(msg)
     if 0 in matrix.shape:

@@ -211,6 +211,7 @@ class Grid(Geometry):
         return separable.c_transform(self.transpose(), f)
 
     def to_dense(self) -> DenseCost:
+        """The same costs as a `DenseCost`, whose `matrix` is an (n, m) array. O(n m) memory."""
         return DenseCost(self.xp.astype(self.rows(0, self.shape[0]), self.dtype))
 
     def restrict(self, sources: Array | None, targets: Array | None) -> Grid:

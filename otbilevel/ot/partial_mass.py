@@ -22,6 +22,8 @@ from otbilevel.ot.unbalanced_plan import UnbalancedPlan
 
 SHARE = 0.1
 """Of the tolerance that the mass may be off."""
+ALL = 1e-6
+"""Relative difference of masses that are taken for the same."""
 USABLE = 1e-3
 """Marginal error of a solve that stalled with which the search goes on."""
 MAX_SOLVES = 60
@@ -97,13 +99,13 @@ def penalties(price: float) -> tuple[Penalty, Penalty]:
 def check_mass(problem: OTProblem, mass: float) -> None:
     """Refuse what a side does not have, or cannot send."""
     xp = problem.xp
-    for name, weights in (("a", problem.a), ("b", problem.b)):
-        has = problem.mass * float(xp.sum(weights))
-        if mass >= has:
-            msg = (
-                f"PartialMass({mass!r}) must be less than sum({name}) = {has!r}: to transport all of {name}, fix that side by "
-                f"unbalanced={'(None, AtMost(0.0))' if name == 'a' else '(AtMost(0.0), None)'}"
-            )
+    held = {name: problem.mass * float(xp.sum(weights)) for name, weights in (("a", problem.a), ("b", problem.b))}
+    for name, has in held.items():
+        if mass >= (1.0 - ALL) * has:
+            fix = "(None, AtMost(0.0))" if name == "a" else "(AtMost(0.0), None)"
+            whole = "leave unbalanced out" if abs(held["a"] - held["b"]) <= ALL * has else f"fix that side by unbalanced={fix}"
+            advice = f"to transport all of {name}, {whole}" if mass <= (1.0 + ALL) * has else "no more can be transported"
+            msg = f"PartialMass({mass!r}) must be less than sum({name}) = {has!r}: {advice}"
             raise ValueError(msg)
     most = problem.mass * largest_mass(problem)
     if mass >= most:

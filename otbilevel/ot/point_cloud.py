@@ -104,6 +104,7 @@ class PointCloud(Geometry):
         return xp.sqrt(total) if self.cost == "euclidean" else total
 
     def to_dense(self) -> DenseCost:
+        """The same costs as a `DenseCost`, whose `matrix` is an (n, m) array. O(n m) memory."""
         return DenseCost(self.xp.astype(self.rows(0, self.shape[0]), self.dtype))
 
     def restrict(self, sources: Array | None, targets: Array | None) -> PointCloud:

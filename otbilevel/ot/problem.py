@@ -257,7 +257,7 @@ def _common_mass(of_a: float | None, of_b: float | None, tolerance: float) -> fl
     if abs(of_a - of_b) > tolerance * max(of_a, of_b):
         msg = (
             f"a and b must have equal mass, got sum(a) = {of_a!r} and sum(b) = {of_b!r}: rescale one of them "
-            f"(a relative difference up to {tolerance:g} is rescaled here)"
+            f"(a relative difference up to {tolerance:g} is rescaled here), or give missed mass a price by unbalanced="
         )
         raise ValueError(msg)
     return of_a

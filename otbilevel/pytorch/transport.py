@@ -77,6 +77,9 @@ class TransportSolution:
         self._names, self._inputs = names, inputs
         self._versions = [None if v is None else v._version for v in inputs]
 
+    def __repr__(self) -> str:
+        return f"TransportSolution, with result =\n{self.result!r}"
+
     @cached_property
     def value(self) -> Tensor:
         """The optimal value, shape (), with the penalties of unbalanced transport."""

@@ -36,11 +36,29 @@ STANDS_IN = (
 )
 
 
+HERE = {
+    "barycenter": "otbilevel.ot.barycenter",
+    "barycenter_debiased": "otbilevel.ot.barycenter(debias=True)",
+    "convolutional_barycenter2d": "otbilevel.ot.barycenter",
+    "free_support_barycenter": "otbilevel.ot.free_support_barycenter",
+    "free_support_sinkhorn_barycenter": "otbilevel.ot.free_support_barycenter(reg=...)",
+    "empirical_sinkhorn_divergence": "otbilevel.ot.sinkhorn_divergence",
+    "solve_batch": "otbilevel.solve_ot_batch",
+    "da": "otbilevel.compat.sklearn.EntropicTransport",
+    "sinkhorn_log": 'sinkhorn(method="sinkhorn_log")',
+    "sinkhorn_stabilized": 'sinkhorn(method="sinkhorn_stabilized")',
+    "sinkhorn_knopp": "sinkhorn",
+    "sinkhorn_knopp_unbalanced": "sinkhorn_unbalanced",
+}
+"""What other functions of POT have a counterpart for."""
+
+
 def refuse_others(module: str) -> Callable[[str], NoReturn]:
     """The `__getattr__` of a module, which says where the rest of POT is."""
 
     def refuse(name: str) -> NoReturn:
-        msg = f"{module} has no {name!r}: it stands in for {STANDS_IN}; the rest of POT is in POT itself, `import ot`"
+        here = f"; {HERE[name]} does that here" if name in HERE else ""
+        msg = f"{module} has no {name!r}{here}. It stands in for {STANDS_IN}; the rest is in POT itself: `import ot as POT`"
         raise AttributeError(msg)
 
     return refuse
