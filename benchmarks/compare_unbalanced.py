@@ -8,7 +8,7 @@ and its time is that of the first one with which its plan is within `TARGET` of 
 solution is what `solve_ot` gives for a tolerance of 1e-13, checked by itself: with KL prices, optimality says
 P = a b exp((f + g - C)/reg) for f = -rho log(P 1 / a), g = -rho log(P' 1 / b), which holds up to rounding times rho / reg. "-" is a
 peer that did not get there within `LIMIT` seconds. All take turns; a ratio is the time of the best peer over that of `solve_ot`,
-both the best of their turns.
+both the best of their turns (of a peer that takes more than a second: of one run).
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def solve_ot_batch(
     strict, start = validate.boolean(raise_on_failure, "raise_on_failure"), None if init is None else _start(init, stack)
     solved, extremes = _solve(stack, limit, start)
     if stack.extremes is None:
-        if extremes is not None and not bool(stack.xp.any(_lost(stack.xp, stack.reg, *extremes))):
+        if extremes is not None:
             stack = replace(stack, extremes=extremes)
         else:  # what is wrong, or forbidden, is found out at leisure
             stack = _make_stack(a, b, C, reg, tol, look=True)
@@ -235,6 +235,12 @@ def _cost_range(xp: ModuleType, C: Array) -> tuple[Array, Array, Array]:  # noqa
             place = _first(xp, bad(C))
             msg = f"C holds {what}, first in problem {place[0]} at {place[1:]}; a forbidden pair is +inf"
             raise ValueError(msg)
+    wide = xp.isfinite(low) & ~(0.5 * high - 0.5 * low <= 0.5 * float(np.finfo(np.float64).max))
+    if bool(xp.any(wide)):
+        k = _first(xp, wide)[0]
+        ends = f"{float(low[k]):g} to {float(high[k]):g}"
+        msg = f"C of problem {k} ranges from {ends}, whose difference overflows: rescale C, and reg"
+        raise ValueError(msg)
     empty = ~xp.isfinite(low)
     return xp.where(empty, xp.zeros_like(low), low), xp.where(empty, xp.zeros_like(high), high), forbids
 

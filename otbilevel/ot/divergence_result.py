@@ -140,7 +140,14 @@ class DivergenceResult(Result):
         return OTGradient(a=a, b=b, reg=in_reg)
 
     def hvp(
-        self, *, a: Any = None, b: Any = None, x: Any = None, y: Any = None, reg: float = 0.0, wrt: Iterable[str] | None = None
+        self,
+        *,
+        a: Any = None,
+        b: Any = None,
+        x: Any = None,
+        y: Any = None,
+        reg: float | None = None,
+        wrt: Iterable[str] | None = None,
     ) -> OTGradient:
         """Multiply the Hessian of the divergence by a change of the data.
 
@@ -171,7 +178,7 @@ class DivergenceResult(Result):
         change, xp = self._projected(_combined(cross, first, second)), problem.xp
         if not self._balanced:
             grows = float(xp.sum(da)) - float(xp.sum(db))
-            rate = reg * self._excess + self.result_ab.reg * grows
+            rate = (reg or 0.0) * self._excess + self.result_ab.reg * grows
             change = change.combine(self._of_masses(rate, self._excess * grows), 1.0)
         elif change.a is not None and change.b is not None:
             # The shift that makes <gradient in a, a> = <gradient in b, b> changes with the weights.
@@ -209,6 +216,9 @@ class DivergenceResult(Result):
         -----
         A linear solve for each of the three problems, as for `hvp`.
         """
+        if f is None and g is None:
+            msg = "nothing to pull back: give f or g; of the value there is `gradient`"
+            raise ValueError(msg)
         names = wanted(wrt, self._problem)
         of_ab, of_aa, of_bb = self._linearized()
         total = of_ab.vjp(f=f, g=g, wrt=_with_both_weights(names))

@@ -144,7 +144,7 @@ def jvp(
     C: Any = None,  # noqa: N803
     x: Any = None,
     y: Any = None,
-    reg: float = 0.0,
+    reg: float | None = None,
     plan: bool = False,
     value_linear: bool = False,
     points: Any = None,
@@ -163,7 +163,7 @@ def jvp(
         Change of the cost matrix.
     x, y : (n, d), (m, d) array_like, optional
         Changes of the points of a `PointCloud`.
-    reg : float
+    reg : float, optional
         Change of the regularisation.
     plan, value_linear : bool
         Whether to give the change of the plan, an (n, m) array, and of <P, C>.
@@ -214,7 +214,7 @@ def hvp(
     C: Any = None,  # noqa: N803
     x: Any = None,
     y: Any = None,
-    reg: float = 0.0,
+    reg: float | None = None,
     wrt: Iterable[str] | None = None,
 ) -> OTGradient:
     """Multiply the Hessian of the optimal value by a change of the data.

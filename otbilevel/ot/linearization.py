@@ -160,7 +160,7 @@ class Linearization:
         C: Any = None,  # noqa: N803 -- the field's name for the cost
         x: Any = None,
         y: Any = None,
-        reg: float = 0.0,
+        reg: float | None = None,
         plan: bool = False,
         value_linear: bool = False,
         points: Any = None,
@@ -204,7 +204,7 @@ class Linearization:
         C: Any = None,  # noqa: N803
         x: Any = None,
         y: Any = None,
-        reg: float = 0.0,
+        reg: float | None = None,
         wrt: Iterable[str] | None = None,
     ) -> OTGradient:
         """Hessian-vector product of the optimal value, see `otbilevel.ot.hvp`.
@@ -234,7 +234,7 @@ class Linearization:
             )
             warnings.warn(msg, ConvergenceWarning, stacklevel=4)
 
-    def _direction(self, a: Any, b: Any, matrix: Any, x: Any, y: Any, reg: float, *, optional: bool = False) -> Direction:
+    def _direction(self, a: Any, b: Any, matrix: Any, x: Any, y: Any, reg: float | None, *, optional: bool = False) -> Direction:
         geometry = self._plan.problem.whole
         n, m = geometry.shape
         cloud = isinstance(geometry, PointCloud)
@@ -243,7 +243,7 @@ class Linearization:
                 msg = f"{name} is no part of a problem with a {type(geometry).__name__}: leave it out"
                 raise ValueError(msg)
         d = geometry.x.shape[1] if isinstance(geometry, PointCloud) else 0
-        if not optional and all(v is None for v in (a, b, matrix, x, y)) and reg == 0:
+        if not optional and all(v is None for v in (a, b, matrix, x, y, reg)):
             msg = f"the direction is missing: say how {'a, b, x, y' if cloud else 'a, b, C'} or reg change"
             raise ValueError(msg)
         return Direction(
@@ -252,7 +252,7 @@ class Linearization:
             C=self._matrix(matrix, "C"),
             x=self._array(x, "x", (n, d)),
             y=self._array(y, "y", (m, d)),
-            reg=validate.real(reg, "reg"),
+            reg=0.0 if reg is None else validate.real(reg, "reg"),
         )
 
     def _map(self, points: Any, other: Any, *, of_points: bool = False) -> tuple[Array | None, Array | None, bool]:

@@ -201,13 +201,10 @@ class _Search:
         counts = {name: sum(getattr(one, name) for one in results) for name in ("nit", "nit_newton", "nsweep", "nproduct")}
         result = replace(best, _plan=plan, marginal_error=error, history=history, **counts)
         if error > best._tol:
-            stalled = best.success or best.status is Status.STALLED
-            advice = (
-                "no price gives this mass so accurately: raise tol, or reg"
-                if stalled
-                else f"a solve for one price has {best.message}"
-            )
+            last = results[-1]  # which ended the search
+            stalled = last.success or last.status is Status.STALLED
+            advice = "no price gives this mass so accurately: raise tol, or reg" if stalled else f"the last solve: {last.message}"
             figures = f"marginal error {error:.2g}, {self._off:.2g} of it in the mass"
             message = shortfall(figures, best._tol, advice)
-            result = replace(result, success=False, status=Status.STALLED if stalled else best.status, message=message)
+            result = replace(result, success=False, status=Status.STALLED if stalled else last.status, message=message)
         return result

@@ -445,6 +445,7 @@ def test_minkowski_distances(p):
     ot = pytest.importorskip("ot")
     x, y = M[:, :3], M[:7, 3:6]
     assert_allclose(pot.dist(x, y, "minkowski", p), ot.dist(x, y, "minkowski", p))
+    assert_allclose(pot.dist(x, y, "mi", p), pot.dist(x, y, "minkowski", p))
     with pytest.raises(ValueError, match="p must be"):
         pot.dist(x, y, "minkowski", 0)
 
@@ -464,8 +465,12 @@ def test_the_rest_of_pot_is_said_to_be_elsewhere():
     with pytest.raises(AttributeError, match=r"has no 'gromov'.*import ot"):
         _ = pot.gromov
     for module in (pot.bregman, pot.lp, pot.partial, pot.solvers, pot.unbalanced, pot.utils):
-        with pytest.raises(AttributeError, match=r"has no 'barycenter'.*import ot"):
-            _ = module.barycenter
+        with pytest.raises(AttributeError, match=r"has no 'gromov'.*import ot"):
+            _ = module.gromov
+    with pytest.raises(AttributeError, match=r"bregman has no 'emd': otbilevel.compat.pot.emd does that here"):
+        _ = pot.bregman.emd
+    with pytest.raises(AttributeError, match=r"has no 'barycenter': otbilevel.ot.barycenter does that here"):
+        _ = pot.bregman.barycenter
 
 
 def test_it_works_without_pot():

@@ -1,5 +1,7 @@
 """Barycentres whose points move, against closed forms, POT and finite differences."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,39 @@ def test_debiased_points_do_not_shrink():
     sharp = free_support_barycenter([x], init=x, reg=1.0, debias=True)
     np.testing.assert_allclose(sharp.points, x, atol=1e-7)
     assert free_support_barycenter([x], init=x, reg=1.0).points.std() < 0.9 * x.std()
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_where_the_origin_is_does_not_matter(debias):
+    """As far away as coordinates in metres are, squares of which would leave ten digits less."""
+    limits = {"reg": 1.0, "debias": debias, "tol": 1e-5, "max_iter": 2000}
+    here = free_support_barycenter(CLOUDS, MASSES, init=START[:5], **limits)
+    far = free_support_barycenter([x + 1e7 for x in CLOUDS], MASSES, init=START[:5] + 1e7, **limits)
+    assert here.success and far.success
+    np.testing.assert_allclose(far.points - 1e7, here.points, atol=1e-5)
+    assert far.value == pytest.approx(here.value, rel=1e-6)
+
+
+def test_points_that_prove_not_to_stand_still_go_on():
+    """The last step is taken again, by transports to full accuracy; where that moves points too far, the search goes on."""
+    seen = free_support_barycenter(CLOUDS, MASSES, init=START, reg=1.0, tol=1e-4, max_iter=2000).history["displacement"]
+    again = 0
+    for displacement in seen:
+        tol = float(displacement) * (1 + 1e-9)
+        result = free_support_barycenter(CLOUDS, MASSES, init=START, reg=1.0, tol=tol, max_iter=2000)
+        assert result.success and result.displacement <= tol
+        again += result.nit > 1 + int(np.argmax(seen <= tol))
+    assert again
+
+
+def test_clouds_of_uneven_size_are_not_filled_up():
+    rng = np.random.default_rng(0)
+    clouds = [rng.random((3000, 2)), *(rng.random((4, 2)) for _ in range(20))]
+    tracemalloc.start()
+    free_support_barycenter(clouds, n_points=3, reg=1.0, rng=0, tol=1e-2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 21 * 3 * 3000 * 8
 
 
 def test_masses_are_those_of_the_fixed_support():

@@ -325,6 +325,11 @@ def test_bad_input(call, error, message):
         call()
 
 
+def test_a_direction_may_be_zero():
+    assert jvp(RESULT, reg=0.0).value == 0.0
+    assert hvp(RESULT, reg=0.0).reg == 0.0
+
+
 def test_gradients_print_their_fields():
     assert repr(RESULT.gradient(["a", "reg"])).startswith("OTGradient(a: (2,), reg: 0.")
     assert repr(jvp(RESULT, reg=1.0)).startswith("OTTangent(f: (2,), g: (3,), value: ")

@@ -224,6 +224,51 @@ def test_followers_that_cannot_be_had_are_done_without(n_threads, monkeypatch):
     assert submitted[0].result(10.0) is None
 
 
+@pytest.mark.parametrize("n_problems", [1, 5, 64, 103])
+def test_every_problem_is_solved_once(n_threads, n_problems):
+    done = np.zeros(n_problems)
+
+    def solve(low, high):
+        done[low:high] += 1.0
+
+    for k in range(20):
+        threads.over_problems(solve, n_problems, 10**9)
+        np.testing.assert_array_equal(done, k + 1)
+
+
+def test_problems_do_not_wait_for_threads_that_others_have(n_threads):
+    """Whoever has not begun when all is done is not waited for."""
+    free, done = threading.Event(), []
+    others = [threads._pool(os.getpid()).submit(free.wait, 300.0) for _ in range(n_threads - 1)]
+    try:
+        threads.over_problems(lambda low, high: done.extend(range(low, high)), 64, 10**9)
+        assert sorted(done) == list(range(64)) and not free.is_set()
+    finally:
+        free.set()
+    for other in others:
+        assert other.result(300.0)
+
+
+def test_problems_whose_solver_fails_are_reported(n_threads):
+    def fails(low, high):
+        msg = "no"
+        raise ArithmeticError(msg)
+
+    with pytest.raises(ArithmeticError):
+        threads.over_problems(fails, 64, 10**9)
+
+
+def test_problems_need_no_thread(n_threads, monkeypatch):
+    def refuses(*args):
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(threads._pool(os.getpid()), "submit", refuses)
+    done = []
+    threads.over_problems(lambda low, high: done.extend(range(low, high)), 64, 10**9)
+    assert sorted(done) == list(range(64))
+
+
 def test_an_interrupt_sends_the_followers_away(n_threads, monkeypatch):
     pool, submitted = threads._pool(os.getpid()), []
 

@@ -228,6 +228,20 @@ def test_mass_that_no_marginal_limits_takes_the_price_at_once():
     assert result.nit <= 2
 
 
+def test_a_stop_on_the_way_to_a_mass_is_said():
+    x, y, a, b = cloud()
+    nit = solve_ot(a, b, squared(x, y), reg=0.02, unbalanced=PartialMass(1.5)).nit
+    for last in (3, nit // 2):
+
+        def stop(state, left=[last]):  # noqa: B006 -- counts over all solves of one call
+            left[0] -= 1
+            if left[0] == 0:
+                raise StopIteration
+
+        result = solve_ot(a, b, squared(x, y), reg=0.02, unbalanced=PartialMass(1.5), callback=stop)
+        assert result.status is Status.CALLBACK_STOP and "the callback asked to stop" in result.message
+
+
 def test_a_solve_that_stalls_near_its_tolerance_does_not_end_the_search(monkeypatch):
     x, y, a, b = cloud()
     expected = solve_ot(a, b, squared(x, y), reg=0.02, unbalanced=PartialMass(1.5))

@@ -30,12 +30,19 @@ SOLVE = {"C": "M"}
 SAMPLES = {"C": "the cost", "M": "the cost", "x": "X_a", "y": "X_b"}
 
 
-STANDS_IN = (
-    "sinkhorn, sinkhorn2, sinkhorn_unbalanced, sinkhorn_unbalanced2, emd, emd2, solve, solve_sample, dist, unif and "
-    "partial.entropic_partial_wasserstein"
+FUNCTIONS_HERE = (
+    "sinkhorn",
+    "sinkhorn2",
+    "sinkhorn_unbalanced",
+    "sinkhorn_unbalanced2",
+    "emd",
+    "emd2",
+    "solve",
+    "solve_sample",
+    "dist",
+    "unif",
 )
-
-
+"""What `otbilevel.compat.pot` stands in for, beside ``partial.entropic_partial_wasserstein``."""
 HERE = {
     "barycenter": "otbilevel.ot.barycenter",
     "barycenter_debiased": "otbilevel.ot.barycenter(debias=True)",
@@ -57,8 +64,11 @@ def refuse_others(module: str) -> Callable[[str], NoReturn]:
     """The `__getattr__` of a module, which says where the rest of POT is."""
 
     def refuse(name: str) -> NoReturn:
-        here = f"; {HERE[name]} does that here" if name in HERE else ""
-        msg = f"{module} has no {name!r}{here}. It stands in for {STANDS_IN}; the rest is in POT itself: `import ot as POT`"
+        package = "otbilevel.compat.pot"
+        other = f"{package}.{name}" if name in FUNCTIONS_HERE else HERE.get(name)
+        known = ", ".join((*FUNCTIONS_HERE, "partial.entropic_partial_wasserstein"))
+        rest = f"{package} stands in for {known}; the rest is in POT itself: `import ot as POT`"
+        msg = f"{module} has no {name!r}: " + (f"{other} does that here" if other else rest)
         raise AttributeError(msg)
 
     return refuse

@@ -14,6 +14,8 @@ from otbilevel.ot.dense_cost import DenseCost
 from otbilevel.ot.geometry import Geometry, check_matrix
 from otbilevel.ot.point_cloud import PointCloud
 
+MINKOWSKI = ("minkowski", "mi", "m", "pnorm")
+
 
 def unif(n: int) -> np.ndarray:
     """Return uniform weights of mass 1.
@@ -51,7 +53,7 @@ def dist(x1: Any, x2: Any = None, metric: Any = "sqeuclidean", p: float = 2) -> 
         ``"sqeuclidean"``, ``"euclidean"``, ``"cityblock"`` or ``"cosine"`` for arrays of any library; for NumPy arrays also what
         `scipy.spatial.distance.cdist` takes.
     p : float
-        Of ``metric="minkowski"``.
+        Of ``metric="minkowski"`` and its short names in `scipy.spatial.distance.cdist`.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def cost_between(x: Any, y: Any, metric: Any, names: tuple[str, str], p: float =
     if not isinstance(metric, str) and not callable(metric):
         msg = f"metric must be a name or a function of two points, got {type(metric).__name__}"
         raise TypeError(msg)
-    settings = {"p": validate.real(p, "p", low=0.0, strict=True)} if metric == "minkowski" else {}
+    settings = {"p": validate.real(p, "p", low=0.0, strict=True)} if metric in MINKOWSKI else {}
     try:
         return DenseCost(cdist(*clouds, metric=metric, **settings))
     except ValueError as error:

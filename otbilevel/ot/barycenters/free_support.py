@@ -24,6 +24,7 @@ from otbilevel.ot.batch import solve_ot_batch
 from otbilevel.ot.batch_result import OTBatchResult
 from otbilevel.ot.call import tolerance
 from otbilevel.ot.exact import quick_vertex
+from otbilevel.ot.kernels import select
 from otbilevel.ot.point_cloud import PointCloud
 from otbilevel.ot.result import OTResult
 from otbilevel.ot.solve import solve_ot
@@ -31,6 +32,8 @@ from otbilevel.ot.solve import solve_ot
 MAX_ITER = 1000
 LOOSEST, TIGHTEST = 1e-4, 1e-9
 """Tolerance of the transports while points move far, and at the end."""
+LARGEST_STACK = 2**21
+"""Pairs of all transports together, up to which they are solved by one call."""
 SHARE = 1e-2
 """Of the relative displacement that this tolerance may be."""
 
@@ -117,8 +120,9 @@ def free_support_barycenter(  # noqa: PLR0913 -- two objectives, and what may be
 
     Notes
     -----
-    Entropic transports start from the potentials of the iteration before, and are as accurate as the points need. Each costs what
-    `solve_ot` says; with exact transport the fixed point is reached after finitely many iterations.
+    Entropic transports start from the potentials of the iteration before, and are as accurate as the points need. Small ones to all
+    inputs are solved by one `solve_ot_batch`, of larger ones each costs what `solve_ot` says; with exact transport the fixed point
+    is reached after finitely many iterations.
 
     References
     ----------
@@ -191,7 +195,7 @@ class _Solver:
     dtype: Any
     debias: bool
     update_masses: bool
-    _stack: tuple[Array, Array, Array] | None = None
+    _stack: tuple[Array, Array, Array, Array] | None = None
 
     def run(self, y: Array, b: Array, tol: float, monitor: Monitor) -> FreeSupportResult:
         """Iterate until the points stand still, then solve the transports there to full accuracy."""
@@ -207,10 +211,13 @@ class _Solver:
                     return self._result(y, step, displacement, tol, monitor)
             y, b, known = step.points, step.masses, step.known
 
+    def _mean(self) -> Array:
+        """The mean of all input points."""
+        return sum(float(w) * (a @ x) for w, a, x in zip(self.w, self.unit, self.clouds, strict=True))
+
     def _size(self) -> float:
         """Root mean square distance of all input points from their mean; 1 for a single place."""
-        xp = array_namespace(self.clouds[0])
-        mean = sum(float(w) * (a @ x) for w, a, x in zip(self.w, self.unit, self.clouds, strict=True))
+        xp, mean = array_namespace(self.clouds[0]), self._mean()
         square = sum(
             float(w) * float(xp.sum(a[:, None] * (x - mean) ** 2)) for w, a, x in zip(self.w, self.unit, self.clouds, strict=True)
         )
@@ -222,8 +229,8 @@ class _Solver:
             return self._with_masses(y, accuracy, known)
         if not self.reg:
             return self._without_certificates(y, b) or self._with_points(y, b, 0.0, None)
-        if y.shape[0] * max(x.shape[0] for x, _ in self._targets(y, b)) <= sns.SMALL:
-            return self._together(y, b, accuracy, known)
+        if self._fits(y, b):
+            return self._together(y, b, accuracy, known if isinstance(known, OTBatchResult) else None)
         return self._with_points(y, b, accuracy, known)
 
     def _proved(self, step: _Step, y: Array, b: Array) -> _Step:
@@ -248,25 +255,34 @@ class _Solver:
         points = _quotient(points, b, y)
         return _Step([], points, b, self.mass * values, self.mass * float(self.w @ values), 0.0, found)
 
+    def _fits(self, y: Array, b: Array) -> bool:
+        """Whether all transports together are small, and much the same, and so solved by one call."""
+        sizes = [x.shape[0] for x, _ in self._targets(y, b)]
+        padded, kernels = len(sizes) * max(sizes), select(array_namespace(y)).batch_kernels
+        small = y.shape[0] * max(sizes) <= sns.SMALL and y.shape[0] * padded <= LARGEST_STACK and padded <= 2 * sum(sizes)
+        return small and bool(kernels.READS_COSTS or padded * max(sizes) <= LARGEST_STACK)  # others form matrices of the columns
+
     def _together(self, y: Array, b: Array, accuracy: float, known: OTBatchResult | None) -> _Step:
         """All transports by one call: one at a time small ones would mostly wait for Python."""
-        xp, (places, weights, squares) = array_namespace(y), self._stacked(y, b)
-        costs = squares[:, None, :] - y @ xp.matrix_transpose(2.0 * places) + xp.sum(y * y, axis=1)[:, None]
+        xp, (places, weights, centred, squares) = array_namespace(y), self._stacked(y, b)
+        z = y - self._mean()
+        costs = squares[:, None, :] - z @ xp.matrix_transpose(2.0 * centred) + xp.sum(z * z, axis=1)[:, None]
         costs = xp.clip(costs, 0.0, None)  # no rounding below 0
         result = solve_ot_batch(self.mass * b, self.mass * weights, costs, reg=self.reg, tol=accuracy, init=known)
         maps = _quotient(result.plan @ places, xp.sum(result.plan, axis=2), y)
         values = to_numpy(result.dual_value)
         return self._mapped(y, b, [maps[k, :, :] for k in range(len(values))], values, accuracy, [], result)
 
-    def _stacked(self, y: Array, b: Array) -> tuple[Array, Array, Array]:
-        """Points of all targets, (k, m, d), filled up with points of no weight; their weights; and squared norms."""
+    def _stacked(self, y: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+        """Points of all targets, (k, m, d), filled up with points of no weight; weights; points from their mean; their squares."""
         if self._stack is not None and not self.debias:
             return self._stack
         xp, targets = array_namespace(y), self._targets(y, b)
         longest = max(x.shape[0] for x, _ in targets)
         places = xp.stack([_filled(x, x[:1, :], longest) for x, _ in targets])
         weights = xp.stack([_filled(a, xp.zeros_like(a[:1]), longest) for _, a in targets])
-        self._stack = places, weights, xp.sum(places * places, axis=2)
+        centred = places - self._mean()  # far from the origin squares would cancel
+        self._stack = places, weights, centred, xp.sum(centred * centred, axis=2)
         return self._stack
 
     def _with_points(self, y: Array, b: Array, accuracy: float, known: Any) -> _Step:
@@ -348,9 +364,9 @@ def _start(known: OTBatchResult | list[OTResult], k: int, m: int) -> Any:
 
 
 def _filled(values: Array, filling: Array, length: int) -> Array:
-    """As many entries as `length`, the rest `filling`."""
-    missing = length - values.shape[0]
-    return array_namespace(values).concat([values, *([filling] * missing)]) if missing else values
+    """As many entries as `length`, the rest `filling`, of shape (1, ...)."""
+    xp, missing = array_namespace(values), length - values.shape[0]
+    return xp.concat([values, xp.broadcast_to(filling, (missing, *filling.shape[1:]))]) if missing else values
 
 
 def _quotient(moments: Array, masses: Array, y: Array) -> Array:

@@ -9,6 +9,7 @@ column holds nothing.
 import numpy as np
 
 from otbilevel._core.result import Status
+from otbilevel.ot.call import SMALLEST_REG
 from otbilevel.ot.kernels.aprox import RIGID
 from otbilevel.ot.kernels.cpu.compile import kernel
 from otbilevel.ot.kernels.cpu.dense import extremes, plan_sums, softmax_rows
@@ -32,10 +33,9 @@ NEAR = 0.1
 """Relative error of a column sum up to which steps are over-relaxed."""
 FARTHEST = 100.0
 """By how much potentials may move, in units of reg, where K is scaled along."""
-NOISE = 64 * 2.0**-52
+EPS = 2.0**-52
+NOISE = 64 * EPS
 
-UNREAD = -1
-"""Status of a problem whose costs are not all finite, and which was left."""
 CONVERGED, STALLED = int(Status.SUCCESS), int(Status.STALLED)
 LIMIT, NOT_FINITE = int(Status.ITERATION_LIMIT), int(Status.NOT_FINITE)
 
@@ -337,19 +337,24 @@ def path_top(low, high, reg):
 
 
 @kernel
-def solve_problems(low, high, costs, a, b, regs, unread, lows, highs, tol, max_iter, warm, f, g, counts, figures):
+def solve_problems(low, high, costs, a, b, regs, unread, lows, highs, stop, tol, max_iter, warm, f, g, counts, figures):
     """Solve and certify the problems [low, high).
 
     `costs` holds one matrix for each problem, or one for all. counts <- status, iterations, Newton steps; figures: see `certify`.
     `lows` and `highs` hold the extremes of the costs; where these are `unread` they are found here, while the cache has the costs.
+    A problem whose costs are not all finite, or in whose rounding reg is lost, then sets `stop`, and all that is left stays undone.
     """
     n, m = costs.shape[1], costs.shape[2]
     k, u, v, c, sums = np.empty((n, m)), np.ones(n), np.ones(m), np.empty(m), np.empty((1, 0))
     for q in range(low, high):
         cost = costs[q if len(costs) > 1 else 0]
-        if unread and not np.isfinite(extremes(0, n, sums, cost, lows[q : q + 1], highs[q : q + 1])):
-            counts[q, 0] = UNREAD
-            continue
+        if unread:
+            total = extremes(0, n, sums, cost, lows[q : q + 1], highs[q : q + 1])
+            lost = regs[q] < max(EPS * max(abs(lows[q]), abs(highs[q])), SMALLEST_REG)
+            if lost or not np.isfinite(total) or not np.isfinite(highs[q] - lows[q]):
+                stop[0] = True
+            if stop[0]:
+                return
         top = path_top(lows[q], highs[q], regs[q])
         counts[q, 0], counts[q, 1], counts[q, 2] = solve_one(
             cost, a[q], b[q], regs[q], top, tol, max_iter, warm, f[q], g[q], k, u, v, c, figures[q]

@@ -38,15 +38,16 @@ def solve_batch(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """Solve a stack; g is where problems start if `warm`. Returns f, g, counts, figures, and the extremes of the costs.
 
-    Without `extremes` these are found, for each problem; None when the costs are not all finite, which is then all that is known.
+    Without `extremes` these are found, for each problem; None when something is amiss with one (see `batch.solve_problems`): then
+    nothing is solved.
     """
     count, n, m = len(a), costs.shape[1], costs.shape[2]
     f, g, counts, figures = np.zeros((count, n)), g.copy(), np.zeros((count, 3), np.int64), np.zeros((count, 4))
     lows, highs = (np.zeros(count), np.zeros(count)) if extremes is None else (np.array(v) for v in extremes)
-    work, unread = count * n * m * _SWEEPS_PER_PROBLEM, extremes is None
-    arguments = (readonly(costs), a, b, reg, unread, lows, highs, tol, max_iter, warm, f, g, counts, figures)
+    work, unread, stop = count * n * m * _SWEEPS_PER_PROBLEM, extremes is None, np.zeros(1, np.bool_)
+    arguments = (readonly(costs), a, b, reg, unread, lows, highs, stop, tol, max_iter, warm, f, g, counts, figures)
     over_problems(batch.solve_problems, count, work, *arguments)
-    return f, g, counts, figures, None if np.any(counts[:, 0] == batch.UNREAD) else (lows, highs)
+    return f, g, counts, figures, None if stop[0] else (lows, highs)
 
 
 def plans(costs: np.ndarray, f: np.ndarray, g: np.ndarray, reg: np.ndarray, a: np.ndarray, dtype: Any) -> np.ndarray:

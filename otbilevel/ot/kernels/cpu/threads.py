@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from typing import Any
@@ -148,10 +149,13 @@ def over_problems(kernel: Callable[..., Any], n_problems: int, n_entries: int, *
         while (first := size * next(chunks)) < n_problems:  # `next` is atomic
             kernel(first, min(first + size, n_problems), *args)
 
-    running = [_pool(os.getpid()).submit(work) for _ in range(n_threads - 1)]
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):  # no thread can be started, or none any more: this one does it all
+        helpers.extend(_pool(os.getpid()).submit(work) for _ in range(n_threads - 1))
     try:
         work()
     finally:
+        running = [helper for helper in helpers if not helper.cancel()]  # who has not begun is not waited for
         wait(running)  # they write to the caller's arrays
-    for future in running:
-        future.result()
+    for helper in running:
+        helper.result()
