@@ -32,10 +32,10 @@ def _greedy(indptr, indices, flow, excess, room):
 
 @kernel
 def _search(indptr, indices, starts, rows, flow, room, label, queue):
-    """label <- the number of arcs to the sink, or that of the nodes where there is no way."""
+    """label <- the number of arcs to the sink, n + m at most, or one more where there is no way."""
     n, m = len(indptr) - 1, len(starts) - 1
-    tail = 0
-    label[:] = n + m
+    tail, nowhere = 0, n + m + 1
+    label[:] = nowhere
     for j in range(m):
         if room[j] > 0:
             label[n + j] = 1
@@ -48,13 +48,13 @@ def _search(indptr, indices, starts, rows, flow, room, label, queue):
         if node < n:
             for k in range(indptr[node], indptr[node + 1]):
                 other = n + np.int64(indices[k])
-                if flow[k] > 0 and label[other] == n + m:
+                if flow[k] > 0 and label[other] == nowhere:
                     label[other] = label[node] + 1
                     queue[tail] = other
                     tail += 1
         else:
             for q in range(starts[node - n], starts[node - n + 1]):
-                if label[rows[q]] == n + m:
+                if label[rows[q]] == nowhere:
                     label[rows[q]] = label[node] + 1
                     queue[tail] = rows[q]
                     tail += 1
@@ -84,14 +84,14 @@ def maximum_flow(indptr, indices, starts, pairs, rows, flow, excess, room):
     Column j has the `rows` and `pairs` from starts[j] to starts[j + 1].
     """
     n, m = len(indptr) - 1, len(starts) - 1
-    size = n + m
+    size, nowhere = n + m, n + m + 1
     label, queue, waits = np.empty(size, np.int64), np.empty(size, np.int64), np.zeros(size, np.bool_)
     _greedy(indptr, indices, flow, excess, room)
     while True:
         _search(indptr, indices, starts, rows, flow, room, label, queue)
         count, head, work = 0, 0, 0
         for node in range(size):
-            waits[node] = excess[node] > 0 and label[node] < size
+            waits[node] = excess[node] > 0 and label[node] < nowhere
             if waits[node]:
                 queue[count] = node
                 count += 1
@@ -105,7 +105,7 @@ def maximum_flow(indptr, indices, starts, pairs, rows, flow, excess, room):
             if node < n:
                 work += indptr[node + 1] - indptr[node]
                 other = _discharge_row(node, n, indptr, indices, flow, excess, label)
-                if not waits[other] and label[other] < size:
+                if not waits[other] and label[other] < nowhere:
                     waits[other] = True
                     tail = head + count
                     queue[tail if tail < size else tail - size] = other
@@ -115,8 +115,8 @@ def maximum_flow(indptr, indices, starts, pairs, rows, flow, excess, room):
             amount = min(excess[node], room[j])
             room[j] -= amount
             excess[node] -= amount
-            while excess[node] > 0 and label[node] < size:
-                best = size
+            while excess[node] > 0 and label[node] < nowhere:
+                best = nowhere
                 work += starts[j + 1] - starts[j]
                 for q in range(starts[j], starts[j + 1]):
                     k, i = pairs[q], rows[q]
