@@ -692,9 +692,7 @@ def hall(a, b, allowed):
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(pattern=patterns())
-@hypothesis.example(
-    pattern=(np.array([1, 4]), np.array([1, 4]), np.array([[True, True], [True, False]]))
-)  # a path through all nodes
+@hypothesis.example(pattern=(np.array([1, 4]), np.array([1, 4]), np.array([[True, True], [True, False]])))  # one long path
 def test_exactly_the_infeasible_patterns_are_refused(pattern):
     a, b, allowed = pattern
     geometry = DenseCost(np.where(allowed, 1.0, INF))
