@@ -144,6 +144,8 @@ def test_points_of_a_map_are_as_large_as_what_is_carried():
     ax = plot_map(solve_ot(None, None, PointCloud(x, y), reg=0.1, unbalanced=0.5), x, y)
     near, far = ax.collections[1].get_sizes()
     assert far < 1e-6 * near
+    assert_allclose(ax.collections[2].XY, x[:1])
+    assert labels(ax)[2] == "map of 1 out of 2"
 
 
 def test_the_map_of_points_on_a_line_is_a_graph():

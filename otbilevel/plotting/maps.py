@@ -12,6 +12,10 @@ from otbilevel.ot.result import OTResult
 from otbilevel.plotting.canvas import INK, SOURCE, TARGET, finish_plane, new_axes, read_points, scatter, solution_of
 
 
+IDLE = 0.01
+"""Of what the mean source carries: below that it has no arrow."""
+
+
 def plot_map(result: OTResult, x: Any, y: Any, *, ax: Any = None, max_arrows: int = 300) -> Any:
     """Draw where the sources go: an arrow from each to the mean of the targets that its mass goes to.
 
@@ -24,7 +28,8 @@ def plot_map(result: OTResult, x: Any, y: Any, *, ax: Any = None, max_arrows: in
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default a new figure.
     max_arrows : int
-        Limit of the arrows; of more sources every k-th has one.
+        Limit of the arrows; of more sources every k-th has one. Where marginals have a price, sources that carry next to nothing have
+        none.
 
     Returns
     -------
@@ -73,7 +78,8 @@ def plot_map(result: OTResult, x: Any, y: Any, *, ax: Any = None, max_arrows: in
         marginals = [to_numpy(masses) for masses in solution.marginals]
     scatter(ax, y, marginals[1], TARGET, "targets", "D")
     scatter(ax, x, marginals[0], SOURCE, "sources", "o")
-    chosen = np.arange(0, n, -(-n // max_arrows))
+    carried = np.flatnonzero(marginals[0] > IDLE * marginals[0].mean())
+    chosen = carried[:: -(-len(carried) // max_arrows)]
     moves = images - x
     ax.quiver(
         *x[chosen].T,
