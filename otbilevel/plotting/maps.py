@@ -11,7 +11,6 @@ from otbilevel._core.array import to_numpy
 from otbilevel.ot.result import OTResult
 from otbilevel.plotting.canvas import INK, SOURCE, TARGET, finish_plane, new_axes, read_points, scatter, solution_of
 
-
 IDLE = 0.01
 """Of what the mean source carries: below that it has no arrow."""
 
@@ -28,8 +27,8 @@ def plot_map(result: OTResult, x: Any, y: Any, *, ax: Any = None, max_arrows: in
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default a new figure.
     max_arrows : int
-        Limit of the arrows; of more sources every k-th has one. Where marginals have a price, sources that carry next to nothing have
-        none.
+        Limit of the arrows; of more sources every k-th has one. Where marginals have a price, sources that carry next to nothing
+        have none.
 
     Returns
     -------
