@@ -10,39 +10,12 @@ from typing import Any
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, as_array
-from otbilevel._core.result import Result, Status
+from otbilevel._core.result import Status
 from otbilevel.linalg.operators import LinearOperator
+from otbilevel.linalg.result import LinearResult
 
 NOISE = 64 * 2.0**-52
 """Curvature relative to that of the operator's size that rounding explains."""
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class CGResult(Result):
-    """The outcome of `cg`.
-
-    Attributes
-    ----------
-    x : (n,) array
-        The last iterate.
-    residual : float
-        Norm of b - A x relative to the norm of b: computed afresh at the end, or with ``verify=False`` as the recursion has it.
-    negative_curvature : bool
-        Whether a direction p with p'Ap <= 0 was met: A is not positive definite there. `x` is the iterate before it.
-    nit : int
-        Iterations, each with one product.
-    success, status, message
-        Whether and why it stopped.
-    """
-
-    x: Array
-    residual: float
-    negative_curvature: bool
-    nit: int
-    success: bool
-    status: Status
-    message: str
-    _summary = ("message", "success", "status", "residual", "negative_curvature", "nit", "x")
 
 
 def cg(
@@ -56,7 +29,7 @@ def cg(
     interrupt: Callable[[], bool] | None = None,
     verify: bool = True,
     rounding: Array | None = None,
-) -> CGResult:
+) -> LinearResult:
     """Solve A x = b for a symmetric positive (semi-)definite A by preconditioned conjugate gradients.
 
     A singular A is fine when b lies in its range.
@@ -86,7 +59,7 @@ def cg(
 
     Returns
     -------
-    CGResult
+    LinearResult
         Check `success`: at the iteration limit, at negative curvature, at the rounding floor and at NaN the last good iterate
         comes back with the status that says so.
 
@@ -114,7 +87,7 @@ def cg(
     >>> cg(Diagonal(), np.array([1.0, 1.0, 1.0])).x
     array([1.  , 0.5 , 0.25])
     """
-    b = _check(operator, b)
+    b = check_system(operator, b)
     tol = validate.real(tol, "tol", low=0.0)
     limit = 10 * b.shape[0] if max_iter is None else validate.integer(max_iter, "max_iter")
     xp = array_namespace(b)
@@ -136,7 +109,7 @@ def cg(
     floor = Status.STALLED if residual < math.inf else Status.NOT_FINITE
     status = Status.SUCCESS if residual <= tol else state.ended or floor
     negative = state.ended is Status.NUMERICAL_FAILURE
-    return CGResult(state.x * unit, residual, negative, state.nit, status is Status.SUCCESS, status, _MESSAGES[status])
+    return LinearResult(state.x * unit, residual, negative, state.nit, status is Status.SUCCESS, status, _MESSAGES[status])
 
 
 @dataclass
@@ -194,7 +167,8 @@ _MESSAGES = {
 }
 
 
-def _check(operator: LinearOperator, b: Any) -> Array:
+def check_system(operator: LinearOperator, b: Any) -> Array:
+    """The right-hand side as an array, when it and the operator belong together."""
     if not isinstance(operator, LinearOperator):
         msg = f"operator must have a shape and a matvec, got {type(operator).__name__}"
         raise TypeError(msg)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from otbilevel import linalg
 from otbilevel._core.array import array_namespace
 from otbilevel._core.result import Status
-from otbilevel.linalg import CGResult, LinearOperator, cg
+from otbilevel.linalg import LinearOperator, LinearResult, cg
 
 
 class Matrix:
@@ -79,7 +79,7 @@ def test_solves_what_numpy_solves(device_backend, dtype, spectrum):
     tol = 1e-12 if dtype == "float64" else 1e-4  # single precision leaves eps |A| |x| / |b|, up to 6e-5 here
     operator, native = Matrix(device_backend.asarray(matrix, dtype=dtype)), device_backend.asarray(b, dtype=dtype)
     result = cg(operator, native, tol=tol)
-    assert isinstance(result, CGResult)
+    assert isinstance(result, LinearResult)
     assert (result.success, result.status, result.negative_curvature) == (True, Status.SUCCESS, False)
     assert result.residual <= tol
     assert result.nit < operator.products <= result.nit + 3  # one a step, and one for each look at the true residual
@@ -385,7 +385,7 @@ def test_the_right_hand_side_is_not_touched(device_backend, preconditioned):
 
 def test_the_result_prints_without_its_vector():
     text = repr(cg(Matrix(np.eye(100)), np.ones(100)))
-    assert text.startswith("CGResult\n")
+    assert text.startswith("LinearResult\n")
     assert "array of shape (100,), float64" in text
     assert "success: True" in text
 
