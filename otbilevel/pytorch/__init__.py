@@ -7,6 +7,7 @@ except ImportError as error:  # pragma: no cover -- the tests have it
     raise ImportError(_msg) from error
 
 from otbilevel.pytorch.loss import SinkhornLoss
+from otbilevel.pytorch.operators import ModelOperator, from_torch
 from otbilevel.pytorch.transport import PointCloud, TransportSolution, solve_ot
 
-__all__ = ["PointCloud", "SinkhornLoss", "TransportSolution", "solve_ot"]
+__all__ = ["ModelOperator", "PointCloud", "SinkhornLoss", "TransportSolution", "from_torch", "solve_ot"]

@@ -1,0 +1,184 @@
+"""Operators of models against dense matrices by nested derivatives; what they leave alone, and what they refuse."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+
+from otbilevel.curvature import eigsh, ihvp
+from otbilevel.pytorch import from_torch
+
+COUNT = 11
+
+
+class Attention(nn.Module):
+    """One head, and a linear layer on the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        scores = torch.softmax(self.query(x) @ self.key(x).transpose(-1, -2), -1)
+        return self.out((scores @ x).mean(1))
+
+
+MODELS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), (5,)),
+    "cnn": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), (1, 4, 4)),
+    "attention": (Attention, (3, 4)),
+}
+LOSSES = {"ce": nn.CrossEntropyLoss, "mse": nn.MSELoss, "bce": nn.BCEWithLogitsLoss}
+
+
+def problem(name, loss, reduction):
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    model, x = make().double(), torch.randn(COUNT, *shape, dtype=torch.float64)
+    y = {"ce": torch.randint(0, 3, (COUNT,)), "mse": torch.randn(COUNT, 3).double(), "bce": torch.rand(COUNT, 3).double()}[loss]
+    return model, LOSSES[loss](reduction=reduction), [(x[:4], y[:4]), (x[4:], y[4:])]
+
+
+def flat(model):
+    """Present parameters as a vector, and the way back."""
+    params = {name: p.detach() for name, p in model.named_parameters()}
+
+    def unflatten(w):
+        parts = torch.split(w, [p.numel() for p in params.values()])
+        return {name: part.reshape(p.shape) for (name, p), part in zip(params.items(), parts, strict=True)}
+
+    return torch.cat([p.reshape(-1) for p in params.values()]), unflatten
+
+
+def shares(data, reduction):
+    return [len(x) / COUNT if reduction == "mean" else 1.0 for x, _ in data]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_equals_its_dense_matrix(name, loss, reduction):
+    model, criterion, data = problem(name, loss, reduction)
+    w, unflatten = flat(model)
+
+    def outputs(v, x):
+        return functional_call(model, unflatten(v), (x,))
+
+    H = G = E = 0.0
+    for share, (x, y) in zip(shares(data, reduction), data, strict=True):
+        H = H + share * hessian(lambda v, x=x, y=y: criterion(outputs(v, x), y))(w)
+        f = outputs(w, x)
+        J = jacrev(lambda v, x=x: outputs(v, x).reshape(-1))(w)
+        of_outputs = hessian(lambda u, y=y, f=f: criterion(u.reshape(f.shape), y))(f.reshape(-1))
+        G = G + share * J.T @ of_outputs @ J
+        for k in range(len(x)):
+            g = jacrev(lambda v, x=x, y=y, k=k: criterion(outputs(v, x[k : k + 1]), y[k : k + 1]))(w)
+            E = E + (1 / COUNT if reduction == "mean" else 1.0) * torch.outer(g, g)
+    for settings in ({}, {"hvp": "reverse"}, {"microbatch": 3}):
+        op = from_torch(model, criterion, data=data, **settings)
+        np.testing.assert_allclose(op.to_dense(), H.numpy(), atol=1e-10)
+        assert not op.psd
+    np.testing.assert_allclose(sum(part.to_dense() for part in op.parts) / 2, H.numpy(), atol=1e-10)
+    np.testing.assert_allclose(from_torch(model, criterion, data=data, hvp="differences").to_dense(), H.numpy(), atol=1e-6)
+    np.testing.assert_allclose(from_torch(model, criterion, data=data, kind="ggn").to_dense(), G.numpy(), atol=1e-10)
+    np.testing.assert_allclose(from_torch(model, criterion, data=data, kind="empirical_fisher").to_dense(), E.numpy(), atol=1e-10)
+    drawn = from_torch(model, criterion, data=data, kind="fisher_mc", samples=4000)
+    assert np.linalg.norm(drawn.to_dense() - G.numpy()) < 0.05 * np.linalg.norm(G.numpy())
+    np.testing.assert_array_equal(drawn @ np.ones(len(w)), drawn @ np.ones(len(w)))
+
+
+def test_vectors_come_back_as_they_went_in():
+    op = from_torch(*problem("mlp", "ce", "mean")[:2], data=problem("mlp", "ce", "mean")[2])
+    v = np.random.default_rng(0).standard_normal(op.shape[0])
+    product = op @ v
+    assert isinstance(product, np.ndarray) and product.dtype == np.float64
+    assert (op @ v.astype(np.float32)).dtype == np.float32
+    tensor = op @ torch.from_numpy(v)
+    assert isinstance(tensor, torch.Tensor) and not tensor.requires_grad
+    np.testing.assert_array_equal(tensor.numpy(), product)
+    v.flags.writeable = False
+    np.testing.assert_array_equal(op @ v, product)
+
+
+def test_tied_frozen_and_unused_parameters():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.unused = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(2, 2)
+            self.second.weight = self.first.weight
+            self.second.bias.requires_grad_(False)
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)))
+
+    torch.manual_seed(0)
+    model, x, y = Tied().double(), torch.randn(6, 3).double(), torch.randint(0, 3, (6,))
+    op = from_torch(model, nn.CrossEntropyLoss(), data=[(x, y)])
+    assert op.names == ["first.weight", "first.bias", "unused.weight", "unused.bias"] and op.shape == (18, 18)
+    rest = model.second.bias.detach()
+
+    def value(w):
+        W, b = w[:9].reshape(3, 3), w[9:12]
+        return nn.functional.cross_entropy(torch.tanh(x @ W.T + b) @ W.T + rest, y)
+
+    w = torch.cat([model.first.weight.detach().reshape(-1), model.first.bias.detach()])
+    dense = op.to_dense()
+    np.testing.assert_allclose(dense[:12, :12], hessian(value)(w).numpy(), atol=1e-12)
+    assert not dense[12:].any() and not dense[:, 12:].any()
+    part = from_torch(model, nn.CrossEntropyLoss(), [model.first.bias], [(x, y)])
+    np.testing.assert_allclose(part.to_dense(), dense[9:12, 9:12], atol=1e-12)
+
+
+def test_the_model_is_left_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    op = from_torch(model, nn.CrossEntropyLoss(), data=[(torch.randn(8, 4), torch.randint(0, 2, (8,)))])
+    op @ np.ones(op.shape[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and model.training
+
+
+def test_what_stands_on_it():
+    model, criterion, data = problem("mlp", "ce", "mean")
+    op = from_torch(model, criterion, data=data, kind="ggn")
+    dense = op.to_dense()
+    np.testing.assert_allclose(eigsh(op, 2).values, np.linalg.eigvalsh(dense)[::-1][:2], rtol=1e-8)
+    b = np.random.default_rng(0).standard_normal(op.shape[0])
+    result = ihvp(op, b, damping=0.1, tol=1e-10)
+    np.testing.assert_allclose(result.x, np.linalg.solve(dense + 0.1 * np.eye(len(b)), b), atol=1e-7)
+
+
+LINEAR = nn.Linear(2, 1)
+DATA = [(torch.ones(64, 2), torch.ones(64, 1))]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: from_torch(lambda x: x, nn.MSELoss(), data=DATA), TypeError, "model must be a torch.nn.Module"),
+        (lambda: from_torch(LINEAR, nn.MSELoss()), ValueError, "data is empty"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), data=[torch.ones(3, 2)]), TypeError, r"pairs \(inputs, targets\), but item 0"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), [torch.ones(2)], DATA), ValueError, r"params\[0\] is no parameter"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), [LINEAR.bias, LINEAR.bias], DATA), ValueError, "there twice"),
+        (lambda: from_torch(nn.Flatten(), nn.MSELoss(), data=DATA), ValueError, "no trainable parameter"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(reduction="none"), data=DATA), ValueError, "loss.reduction must be"),
+        (lambda: from_torch(LINEAR, lambda f, y: f - y, data=DATA), ValueError, r"scalar tensor, got shape \(64, 1\)"),
+        (lambda: from_torch(LINEAR, lambda f, y: 1.0, data=DATA), ValueError, "scalar tensor, got float"),
+        (
+            lambda: from_torch(LINEAR, nn.MSELoss(), data=[(np.nan * DATA[0][0], DATA[0][1])]),
+            ValueError,
+            "first batch is nan",
+        ),
+        (lambda: from_torch(nn.Sequential(LINEAR, nn.Dropout()), nn.MSELoss(), data=DATA), ValueError, r"call model.eval\(\)"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA, kind="kfac"), ValueError, "kind must be one of"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA, hvp="fast"), ValueError, "hvp must be one of"),
+        (lambda: from_torch(LINEAR, nn.L1Loss(), data=DATA, kind="fisher_mc") @ np.ones(3), TypeError, "likelihood of"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA) @ np.ones(4), ValueError, r"shape \(3,\), got \(4,\)"),
+    ],
+)
+def test_what_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
