@@ -99,9 +99,8 @@ def eigsh(
 
     Notes
     -----
-    O(n basis) memory, O(n basis) work for each product beside it. A small residual proves that there is an eigenvalue near,
-    not that none is
-    missed: of a multiple eigenvalue a single vector shows one copy, others come by rounding.
+    O(n basis) memory, O(n basis) work for each product beside it. A small residual proves that there is an eigenvalue near, not
+    that none is missed: of a multiple eigenvalue a single vector shows one copy, others come by rounding.
 
     References
     ----------

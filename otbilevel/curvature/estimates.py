@@ -27,9 +27,9 @@ def trace(op: Any, method: str = "hutchinson", *, n_matvec: int = 60, rng: Any =
     op : SymmetricOperator or (n, n) array_like
         H.
     method : {"hutchinson", "hutch++", "xtrace"}
-        The mean of z'Hz over random signs, with a standard error of ||H||_F sqrt(2 / n_matvec) at most; or estimators that
-        treat the largest
-        eigenvalues exactly and need O(n n_matvec) memory, better where the spectrum falls fast: `"xtrace"` most of the time.
+        The mean of z'Hz over random signs, with a standard error of ||H||_F sqrt(2 / n_matvec) at most; or estimators that treat
+        the largest eigenvalues exactly and need O(n n_matvec) memory, better where the spectrum falls fast: `"xtrace"` most of the
+        time.
     n_matvec : int
         Products: two at least for ``"hutchinson"``, six for ``"hutch++"``, an even number from four on for ``"xtrace"``.
     rng : numpy.random.Generator or int, optional
@@ -65,9 +65,8 @@ def diagonal(op: Any, method: str = "hutchinson", *, n_matvec: int = 60, rng: An
     op : SymmetricOperator or (n, n) array_like
         H.
     method : {"hutchinson", "xdiag", "exact"}
-        The mean of z * Hz over random signs; `xdiag`, which treats the largest eigenvalues exactly and needs O(n n_matvec)
-        memory; or n products
-        with unit vectors.
+        The mean of z * Hz over random signs; `xdiag`, which treats the largest eigenvalues exactly and needs O(n n_matvec) memory;
+        or n products with unit vectors.
     n_matvec : int
         Products: two at least for ``"hutchinson"``, an even number from four on for ``"xdiag"``; of no meaning for ``"exact"``.
     rng : numpy.random.Generator or int, optional

@@ -54,14 +54,14 @@ def cg(
         Compute the residual afresh at the end, at the cost of one more product, and go on from it where the recursion had drifted
         away: in rounding the residual of the recursion falls for ever.
     rounding : (n,) array, optional
-        Diagonal d >= 0 such that a product A p is rounded by about eps d |p|. A curvature p'Ap below the rounding of
-        p'diag(d)p is noise, of either sign, and ends the solve.
+        Diagonal d >= 0 such that a product A p is rounded by about eps d |p|. A curvature p'Ap below the rounding of p'diag(d)p is
+        noise, of either sign, and ends the solve.
 
     Returns
     -------
     LinearResult
-        Check `success`: at the iteration limit, at negative curvature, at the rounding floor and at NaN the last good iterate
-        comes back with the status that says so.
+        Check `success`: at the iteration limit, at negative curvature, at the rounding floor and at NaN the last good iterate comes
+        back with the status that says so.
 
     Raises
     ------

@@ -35,8 +35,8 @@ def hutchpp(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
 
     Notes
     -----
-    For a positive semi-definite H the relative error falls like 1 / n_matvec, Hutchinson's like 1 / sqrt(n_matvec). O(n
-    n_matvec) memory.
+    For a positive semi-definite H the relative error falls like 1 / n_matvec, Hutchinson's like 1 / sqrt(n_matvec). O(n n_matvec)
+    memory.
 
     References
     ----------

@@ -163,8 +163,7 @@ def ihvp(
     b : (n,) array_like
         Right-hand side.
     method : str
-        A row of the registry; ``"auto"`` takes conjugate gradients where `op` says that it is positive semi-definite, else
-        MINRES.
+        A row of the registry; ``"auto"`` takes conjugate gradients where `op` says that it is positive semi-definite, else MINRES.
     damping : float
         What is added to the diagonal, >= 0.
     tol : float
@@ -216,7 +215,7 @@ def ihvp(
     if preconditioner is not None and method not in ("cg", "minres"):
         msg = f'preconditioner is for method="cg" and "minres", not for {method!r}: leave it out'
         raise ValueError(msg)
-    limit = max(row.max_iter, 0) if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
+    limit = row.max_iter if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
     target, strict = validate.real(tol, "tol", low=0.0), validate.boolean(raise_on_failure, "raise_on_failure")
     damped = plain.damp(shift) if shift else plain
     system = System(damped, plain, shift, b, target, limit or 10 * b.shape[0], preconditioner, rng)
@@ -256,11 +255,9 @@ def _neumann(system: System, options: NeumannOptions) -> LinearResult:
 
 
 def _lissa(system: System, options: LissaOptions) -> LinearResult:
-    parts = getattr(system.plain, "parts", None)
-    if parts:
-        system.op.parts = [part.damp(system.damping) for part in parts]  # type: ignore[attr-defined]
+    parts = [part.damp(system.damping) for part in getattr(system.plain, "parts", None) or [system.plain]]
     settings = {"depth": system.max_iter, "repeats": options.repeats, "step": options.step, "rng": system.rng}
-    return lissa(system.op, system.b, tol=system.tol, **settings)
+    return lissa(system.op, system.b, parts=parts, tol=system.tol, **settings)
 
 
 def _nystrom(system: System, options: NystromOptions) -> LinearResult:

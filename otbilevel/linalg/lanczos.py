@@ -66,9 +66,8 @@ def lanczos(op: Any, start: Any, steps: int) -> Tridiagonal:
 
     Notes
     -----
-    Every vector is orthogonalised twice against all before it, O(n k^2) work and O(n k) memory: without that, copies of
-    converged eigenvalues
-    appear. Work is in the dtype of `op`.
+    Every vector is orthogonalised twice against all before it, O(n k^2) work and O(n k) memory: without that, copies of converged
+    eigenvalues appear. Work is in the dtype of `op`.
 
     References
     ----------

@@ -50,9 +50,8 @@ def minres(
     Returns
     -------
     LinearResult
-        `negative_curvature` says whether a Lanczos vector with v'Av < 0 was met. If b is not in the range of a singular A, `x`
-        is a least-squares
-        solution, and the status `Status.STALLED`.
+        `negative_curvature` says whether a Lanczos vector with v'Av < 0 was met. If b is not in the range of a singular A, `x` is a
+        least-squares solution, and the status `Status.STALLED`.
 
     Raises
     ------
@@ -61,9 +60,8 @@ def minres(
 
     Notes
     -----
-    One product and O(n) work and memory per iteration; one more product at the end verifies the residual, and the method
-    starts afresh from there where
-    the recursion had drifted away.
+    One product and O(n) work and memory per iteration; one more product at the end verifies the residual, and the method starts
+    afresh from there where the recursion had drifted away.
 
     References
     ----------

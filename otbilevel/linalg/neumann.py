@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from otbilevel._core import validate
@@ -110,6 +111,7 @@ def lissa(
     operator: Any,
     b: Any,
     *,
+    parts: Sequence[Any] | None = None,
     tol: float = 1e-6,
     depth: int = 200,
     repeats: int = 4,
@@ -121,9 +123,11 @@ def lissa(
     Parameters
     ----------
     operator : SymmetricOperator
-        A. Its attribute `parts`, a sequence of operators whose mean it is, holds what is drawn from; without it LiSSA is `neumann`.
+        A.
     b : (n,) array_like
         Right-hand side.
+    parts : sequence of operators, optional
+        What is drawn from, of mean A; by default the operator's own `parts`, and A itself where it has none.
     tol : float
         What `success` asks of the norm of b - A x relative to that of b.
     depth, repeats : int
@@ -156,15 +160,15 @@ def lissa(
     """
     op, random = as_operator(operator, "operator"), generator(rng)
     b = check_system(op, b)
-    parts = [as_operator(part, "a part of the operator") for part in getattr(op, "parts", None) or [op]]
+    drawn = [as_operator(part, "a part of the operator") for part in parts or getattr(op, "parts", None) or [op]]
     terms, series = validate.integer(depth, "depth", low=1), validate.integer(repeats, "repeats", low=1)
-    bounds = [_step(part, step, random) for part in parts]
+    bounds = [_step(part, step, random) for part in drawn]
     length, lowest = min(found[0] for found in bounds), min(found[1] for found in bounds)
     mean = op.xp.zeros_like(b)
     for _ in range(series):
         x = length * b
-        for k in random.integers(0, len(parts), size=terms):
-            x = x + length * (b - parts[int(k)].matvec(x))
+        for k in random.integers(0, len(drawn), size=terms):
+            x = x + length * (b - drawn[int(k)].matvec(x))
         mean = mean + x / series
     return verified(op, mean, b, validate.real(tol, "tol", low=0.0), terms * series, Status.ITERATION_LIMIT, negative=lowest < 0)
 

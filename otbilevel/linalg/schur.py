@@ -20,8 +20,8 @@ class SchurComplement(SymmetricOperator):
     B : (n, m) array_like
         The coupling.
     C : (m, m) array_like or callable
-        The block that is eliminated: a symmetric positive definite matrix, or a function that solves with it, (m,) or (m, k)
-        to the same.
+        The block that is eliminated: a symmetric positive definite matrix, or a function that solves with it, (m,) or (m, k) to the
+        same.
     psd : bool
         Whether the whole operator is positive semi-definite, and so S.
 

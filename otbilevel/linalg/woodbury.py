@@ -42,11 +42,9 @@ class MFAC(SymmetricOperator):
 
     Notes
     -----
-    `add` takes O(d m) for the window m, the first product after it O(m^3), and every product O(d m), two passes over G.
-    `diagonal` and the first
-    `element` make an array like G, O(d m^2), and each element O(m). Memory is O(d m). The Cholesky factor is as stable as the
-    recursion of the
-    paper; S is kept in double precision.
+    `add` takes O(d m) for the window m, the first product after it O(m^3), and every product O(d m), two passes over G. `diagonal`
+    and the first `element` make an array like G, O(d m^2), and each element O(m). Memory is O(d m). The Cholesky factor is as
+    stable as the recursion of the paper; S is kept in double precision.
 
     References
     ----------

@@ -41,8 +41,8 @@ def xtrace(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
     Returns
     -------
     Estimate
-        Value and standard error, from the scatter of the estimates that leave one probe out; 0 with n probes, where the trace
-        is exact.
+        Value and standard error, from the scatter of the estimates that leave one probe out; 0 with n probes, where the trace is
+        exact.
 
     Raises
     ------
@@ -51,14 +51,13 @@ def xtrace(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
 
     Notes
     -----
-    O(n n_matvec) memory, O(n n_matvec^2) work. The rest of a probe is scaled to the length that it has in the mean, which
-    suits normal probes.
+    O(n n_matvec) memory, O(n n_matvec^2) work. The rest of a probe is scaled to the length that it has in the mean, which suits
+    normal probes.
 
     References
     ----------
-    E. N. Epperly, J. A. Tropp, R. J. Webber, XTrace: making the most of every sample in stochastic trace estimation, SIAM J.
-    Matrix Anal. Appl. 45,
-    2024, section 2.
+    E. N. Epperly, J. A. Tropp, R. J. Webber, XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
+    Anal. Appl. 45, 2024, section 2.
 
     Examples
     --------
@@ -100,8 +99,8 @@ def xdiag(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
     Returns
     -------
     Estimate
-        Vectors of values and standard errors, from the scatter of the estimates that leave one probe out; 0 with n probes,
-        where it is exact.
+        Vectors of values and standard errors, from the scatter of the estimates that leave one probe out; 0 with n probes, where it
+        is exact.
 
     Raises
     ------
@@ -110,9 +109,8 @@ def xdiag(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
 
     References
     ----------
-    E. N. Epperly, J. A. Tropp, R. J. Webber, XTrace: making the most of every sample in stochastic trace estimation, SIAM J.
-    Matrix Anal. Appl. 45,
-    2024, section 2.4.
+    E. N. Epperly, J. A. Tropp, R. J. Webber, XTrace: making the most of every sample in stochastic trace estimation, SIAM J. Matrix
+    Anal. Appl. 45, 2024, section 2.4.
 
     Examples
     --------

@@ -19,11 +19,12 @@ from otbilevel.pytorch.products import HESSIANS, Objective, Params, fisher, gaus
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs, targets, and the factor of their product in the sum over batches."""
+    """Inputs, targets, the factor of their product in the sum over batches, and the seed of targets that are drawn."""
 
     inputs: Any
     targets: Any
     share: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Setting:
     reduction: str
     microbatch: int | None
     samples: int
-    seed: int
 
 
 KINDS = ("hessian", "ggn", "fisher_mc", "empirical_fisher")
@@ -47,8 +47,7 @@ class ModelOperator(SymmetricOperator):
     """A curvature matrix of a model at its present parameters. Made by `from_torch`.
 
     Vectors are flat, in the order of the parameters, each row-major; NumPy arrays and tensors are taken, and products are like
-    them. Sums over
-    batches have double precision.
+    them. Sums over batches have double precision.
 
     Parameters
     ----------
@@ -82,10 +81,8 @@ class ModelOperator(SymmetricOperator):
     @property
     def parts(self) -> list[ModelOperator]:
         """One operator a batch, scaled so that their mean is this one."""
-        batches = list(self._shares())
-        return [
-            ModelOperator(self._objective, [Batch(b.inputs, b.targets, b.share * len(batches))], self._setting) for b in batches
-        ]
+        batches = self._batches
+        return [ModelOperator(self._objective, [replace(b, share=b.share * len(batches))], self._setting) for b in batches]
 
     def unflatten(self, x: Array) -> Params:
         """A flat vector as tensors like the parameters.
@@ -125,16 +122,17 @@ class ModelOperator(SymmetricOperator):
     @torch.no_grad()
     def _matvec(self, x: Array) -> Array:
         v, total = self.unflatten(x), None
-        for number, batch in enumerate(self._shares()):
+        for batch in self._batches:
+            draws = torch.Generator(next(iter(v.values())).device).manual_seed(batch.seed)
             for inputs, targets, part in _chunks(batch, self._setting):
-                product = part * self.flatten(self._product(inputs, targets, v, number))
+                product = part * self.flatten(self._product(inputs, targets, v, draws))
                 total = product if total is None else total.add_(product)
         assert total is not None
         if isinstance(x, Tensor):
             return total.to(dtype=x.dtype, device=x.device)
         return total.cpu().numpy().astype(x.dtype, copy=False)
 
-    def _product(self, inputs: Any, targets: Any, v: Params, number: int) -> Params:
+    def _product(self, inputs: Any, targets: Any, v: Params, draws: torch.Generator) -> Params:
         objective, setting = self._objective, self._setting
         if setting.kind == "hessian":
             return HESSIANS[setting.way](objective, inputs, targets, v)
@@ -144,15 +142,10 @@ class ModelOperator(SymmetricOperator):
         if setting.kind == "empirical_fisher":
             weights, axes = true_derivatives(objective.loss, outputs, targets, setting.reduction)
         else:
-            generator = torch.Generator(outputs.device).manual_seed(setting.seed + number)
-            weights, axes = drawn_derivatives(objective.loss, outputs, setting.reduction, setting.samples, generator)
+            weights, axes = drawn_derivatives(objective.loss, outputs, setting.reduction, setting.samples, draws)
         scale = weights.shape[0] * (outputs.shape[0] if setting.reduction == "mean" else 1)
         found = fisher(objective, inputs, weights, axes, v)
         return {name: value / scale for name, value in found.items()}
-
-    def _shares(self) -> Iterator[Batch]:
-        """The batches with their shares of the whole."""
-        yield from self._batches
 
 
 def _chunks(batch: Batch, setting: Setting) -> Iterator[tuple[Any, Any, float]]:
@@ -206,27 +199,24 @@ def from_torch(
     Parameters
     ----------
     model : nn.Module
-        The model, in the mode in which it is (``model.eval()`` for dropout and batch normalisation). It is not changed, nor
-        are its buffers.
+        The model, in the mode in which it is (``model.eval()`` for dropout and batch normalisation). It is not changed, nor are its
+        buffers.
     loss : callable
         ``loss(model(inputs), targets)`` returns a scalar tensor.
     params : iterable of Tensor, optional
-        Parameters of the model, in the order of the vectors; by default all that require gradients. A parameter that is used
-        in several places counts
-        once; one that is not used has zeros.
+        Parameters of the model, in the order of the vectors; by default all that require gradients. A parameter that is used in
+        several places counts once; one that is not used has zeros.
     data : iterable of (inputs, targets)
         Batches, gone through anew for every product. Several inputs are a tuple.
     kind : {"hessian", "ggn", "fisher_mc", "empirical_fisher"}
-        The Hessian; the Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, the same for every product;
-        or with the targets of
-        the data.
+        The Hessian; the Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, the same for every product; or
+        with the targets of the data.
     hvp : {"auto", "forward", "reverse", "differences"}
-        Hessian-vector products by forward over reverse differentiation, by reverse over reverse, or by differences of
-        gradients; ``"auto"``: the
-        first of these that the model's operations have.
+        Hessian-vector products by forward over reverse differentiation, by reverse over reverse, or by differences of gradients;
+        ``"auto"``: the first of these that the model's operations have.
     reduction : {"mean", "sum"}, optional
-        How the loss reduces within a batch; by default what ``loss.reduction`` says, else "mean". Means are weighted by the
-        sizes of the batches.
+        How the loss reduces within a batch; by default what ``loss.reduction`` says, else "mean". Means are weighted by the sizes
+        of the batches.
     microbatch : int, optional
         Samples that are differentiated at a time, to save memory.
     samples : int
@@ -244,8 +234,8 @@ def from_torch(
     Raises
     ------
     TypeError, ValueError
-        When an argument is wrong, data or loss hold what is not finite, or the model is not deterministic; the message says
-        what to do.
+        When an argument is wrong, data or loss hold what is not finite, or the model is not deterministic; the message says what to
+        do.
 
     Notes
     -----
@@ -272,13 +262,12 @@ def from_torch(
         reduction=reduction_of(loss) if reduction is None else validate.choice(reduction, "reduction", ("mean", "sum")),
         microbatch=None if microbatch is None else validate.integer(microbatch, "microbatch", low=1),
         samples=validate.integer(samples, "samples", low=1),
-        seed=validate.integer(seed, "seed"),
     )
     if not isinstance(model, torch.nn.Module):
         msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
     objective = Objective(model, loss, _named(model, params))
-    batches = _read(data, setting)
+    batches = _read(data, setting, validate.integer(seed, "seed"))
     _look(objective, batches[0], repeat=validate.boolean(check, "check"))
     if setting.kind == "hessian" and setting.way == "auto":
         setting = replace(setting, way=_way(objective, batches[0]))
@@ -307,7 +296,7 @@ def _named(model: torch.nn.Module, params: Any) -> Params:
     return found
 
 
-def _read(data: Any, setting: Setting) -> list[Batch]:
+def _read(data: Any, setting: Setting, seed: int) -> list[Batch]:
     """The batches with their factors."""
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         data = [data]
@@ -323,8 +312,8 @@ def _read(data: Any, setting: Setting) -> list[Batch]:
     sizes = [_size(inputs) for inputs, _ in pairs]
     total = sum(sizes)
     return [
-        Batch(inputs, targets, size / total if setting.reduction == "mean" else 1.0)
-        for (inputs, targets), size in zip(pairs, sizes, strict=True)
+        Batch(inputs, targets, size / total if setting.reduction == "mean" else 1.0, seed + k)
+        for k, ((inputs, targets), size) in enumerate(zip(pairs, sizes, strict=True))
     ]
 
 

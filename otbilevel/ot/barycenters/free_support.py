@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -211,13 +211,14 @@ class _Solver:
                     return self._result(y, step, displacement, tol, monitor)
             y, b, known = step.points, step.masses, step.known
 
+    @cached_property
     def _mean(self) -> Array:
         """The mean of all input points."""
         return sum(float(w) * (a @ x) for w, a, x in zip(self.w, self.unit, self.clouds, strict=True))
 
     def _size(self) -> float:
         """Root mean square distance of all input points from their mean; 1 for a single place."""
-        xp, mean = array_namespace(self.clouds[0]), self._mean()
+        xp, mean = array_namespace(self.clouds[0]), self._mean
         square = sum(
             float(w) * float(xp.sum(a[:, None] * (x - mean) ** 2)) for w, a, x in zip(self.w, self.unit, self.clouds, strict=True)
         )
@@ -265,7 +266,7 @@ class _Solver:
     def _together(self, y: Array, b: Array, accuracy: float, known: OTBatchResult | None) -> _Step:
         """All transports by one call: one at a time small ones would mostly wait for Python."""
         xp, (places, weights, centred, squares) = array_namespace(y), self._stacked(y, b)
-        z = y - self._mean()
+        z = y - self._mean
         costs = squares[:, None, :] - z @ xp.matrix_transpose(2.0 * centred) + xp.sum(z * z, axis=1)[:, None]
         costs = xp.clip(costs, 0.0, None)  # no rounding below 0
         result = solve_ot_batch(self.mass * b, self.mass * weights, costs, reg=self.reg, tol=accuracy, init=known)
@@ -281,7 +282,7 @@ class _Solver:
         longest = max(x.shape[0] for x, _ in targets)
         places = xp.stack([_filled(x, x[:1, :], longest) for x, _ in targets])
         weights = xp.stack([_filled(a, xp.zeros_like(a[:1]), longest) for _, a in targets])
-        centred = places - self._mean()  # far from the origin squares would cancel
+        centred = places - self._mean  # far from the origin squares would cancel
         self._stack = places, weights, centred, xp.sum(centred * centred, axis=2)
         return self._stack
 
