@@ -13,6 +13,7 @@ from otbilevel._core.array import Array
 from otbilevel._core.result import Result, Status, report
 from otbilevel._core.rng import draw, generator
 from otbilevel.linalg.conversion import as_operator
+from otbilevel.linalg.lanczos import orthogonal
 from otbilevel.linalg.operators import SymmetricOperator
 
 WHICH = ("LA", "SA", "LM")
@@ -153,25 +154,15 @@ class _Space:
         self._rng = rng
         self._Q = op.xp.zeros((size, op.shape[0]), dtype=op.dtype, device=op.device)
         self._T = np.zeros((size, size))
-        self._count = 0
+        self._count = self._kept = 0
         self._next, self._beta = self._random(), 0.0
         self.failed = self.exhausted = False
         self.largest = 0.0
 
     def _random(self) -> Array:
         start = draw(self._rng, "gaussian", (self.op.shape[0],), self.xp, dtype=self.op.dtype, device=self.op.device)
-        start, _ = self._orthogonal(start)
-        return start / self.xp.linalg.vector_norm(start)
-
-    def _orthogonal(self, w: Array) -> tuple[Array, np.ndarray]:
-        """w without its components in Q, and these; twice, as once is not enough."""
-        known = self._Q[: self._count, :]
-        total = np.zeros(self._count)
-        for _ in range(2 if self._count else 0):
-            part = known @ w
-            w = w - known.T @ part
-            total += np.array([float(v) for v in part]) if not isinstance(part, np.ndarray) else part
-        return w, total
+        start, _, size = orthogonal(start, self._Q[: self._count, :], self._count)
+        return start / size
 
     def expand(self, budget: int) -> None:
         """Fill the basis by products with its last vector."""
@@ -179,13 +170,13 @@ class _Space:
             k = self._count
             self._Q[k, :] = self._next
             self._count = k + 1
-            w, column = self._orthogonal(self.op.matvec(self._next))
+            near = self._count if k == self._kept else 2  # the first new vector is coupled to all that were kept
+            w, column, self._beta = orthogonal(self.op.matvec(self._next), self._Q[: self._count, :], near)
             budget -= 1
             if not np.all(np.isfinite(column)):
                 self.failed = True
                 return
             self._T[: k + 1, k] = self._T[k, : k + 1] = column
-            self._beta = float(self.xp.linalg.vector_norm(w))
             self.largest = max(self.largest, float(np.max(np.abs(column))), self._beta)
             if self._count == self.op.shape[0]:
                 self._beta, self.exhausted = 0.0, True
@@ -223,7 +214,7 @@ class _Space:
         self._Q[:kept, :] = shares.T @ self._Q[: self._count, :]
         self._T[:] = 0.0
         self._T[range(kept), range(kept)] = self.values[places]
-        self._count = kept
+        self._count = self._kept = kept
         return True
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, as_array
+from otbilevel._core.array import Array, array_namespace, as_array
 from otbilevel.linalg.conversion import as_operator
 
 EXHAUSTED = 1e-12
 """Norm of the next vector, relative to the operator's size, from which the Krylov space is used up."""
+TWICE = math.sqrt(0.5)
+"""What must be left of a vector's norm, or else what was taken away has left too much rounding behind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,7 @@ class Tridiagonal:
     diagonal, off : (k,), (k - 1,) ndarray
         Of T, in host memory.
     basis : (k, n) array
-        Lanczos vectors, one a row.
+        Lanczos vectors, one a row; (0, n) without reorthogonalisation.
     beta : float
         Norm of what is left: 0 when the Krylov space is used up.
     """
@@ -42,7 +44,26 @@ class Tridiagonal:
         return values, vectors
 
 
-def lanczos(op: Any, start: Any, steps: int) -> Tridiagonal:
+def orthogonal(w: Array, rows: Array, near: int) -> tuple[Array, np.ndarray, float]:
+    """A vector without its components along orthonormal rows, these on the host, and the norm of what is left.
+
+    First along the last `near` rows, where the components are large, then along all, and again where much was taken away: "twice is
+    enough" (Parlett, 1980).
+    """
+    xp, count = array_namespace(w), rows.shape[0]
+    total, size = np.zeros(count), math.inf
+    for first in (max(0, count - near), 0, 0):
+        known = rows[first:, :]
+        part = known @ w
+        w = w - known.T @ part
+        total[first:] += part if isinstance(part, np.ndarray) else np.array([float(v) for v in part])
+        before, size = size, float(xp.linalg.vector_norm(w))
+        if first == 0 and not size < TWICE * before:
+            break
+    return w, total, size
+
+
+def lanczos(op: Any, start: Any, steps: int, *, reorthogonalize: bool = True) -> Tridiagonal:
     """Make the tridiagonal matrix of an operator on the Krylov space of a vector.
 
     Parameters
@@ -53,6 +74,9 @@ def lanczos(op: Any, start: Any, steps: int) -> Tridiagonal:
         The first vector, not 0; it is scaled to norm 1.
     steps : int
         Products with H, and at most the size of T; fewer when the Krylov space is used up.
+    reorthogonalize : bool
+        Keep the vectors orthogonal. Without it, copies of converged eigenvalues appear in T: its quadrature stays right, as their
+        weights add up, but takes more steps to resolve the rest.
 
     Returns
     -------
@@ -66,8 +90,8 @@ def lanczos(op: Any, start: Any, steps: int) -> Tridiagonal:
 
     Notes
     -----
-    Every vector is orthogonalised twice against all before it, O(n k^2) work and O(n k) memory: without that, copies of converged
-    eigenvalues appear. Work is in the dtype of `op`.
+    Every vector is orthogonalised against all before it, and again where rounding asks for it: O(n k^2) work and O(n k) memory.
+    Work is in the dtype of `op`.
 
     References
     ----------
@@ -92,23 +116,26 @@ def lanczos(op: Any, start: Any, steps: int) -> Tridiagonal:
         msg = f"start must be finite and not 0, but its norm is {size!r}"
         raise ValueError(msg)
     steps = min(validate.integer(steps, "steps", low=1), n)
-    basis = xp.zeros((steps, n), dtype=op.dtype, device=op.device)
-    q = xp.astype(start, op.dtype) / size
+    full = validate.boolean(reorthogonalize, "reorthogonalize")
+    basis = xp.zeros((steps if full else 0, n), dtype=op.dtype, device=op.device)
+    q, previous = xp.astype(start, op.dtype) / size, None
     diagonal, off, beta, largest = [], [], 0.0, 0.0
     for k in range(steps):
-        basis[k, :] = q
         w = op.matvec(q)
-        alpha = float(xp.sum(q * w))
-        known = basis[: k + 1, :]
-        for _ in range(2):
-            w = w - known.T @ (known @ w)
-        beta = float(xp.linalg.vector_norm(w))
+        if full:
+            basis[k, :] = q
+            w, components, beta = orthogonal(w, basis[: k + 1, :], 2)
+            alpha = float(components[k])
+        else:
+            alpha = float(xp.sum(q * w))
+            w = w - alpha * q if previous is None else w - alpha * q - beta * previous
+            beta = float(xp.linalg.vector_norm(w))
         diagonal.append(alpha)
         largest = max(largest, abs(alpha), beta)
         if not beta > EXHAUSTED * largest or k + 1 == n:  # nothing, or NaN
             beta = 0.0 if beta >= 0 else beta
             break
         off.append(beta)
-        q = w / beta
+        q, previous = w / beta, q
     count = len(diagonal)
     return Tridiagonal(np.array(diagonal), np.array(off[: count - 1]), basis[:count, :], beta)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
 
 KNOWN = "nn.CrossEntropyLoss, nn.MSELoss and nn.BCEWithLogitsLoss"
 
@@ -21,15 +20,17 @@ def reduction_of(loss: Any) -> str:
     return str(found)
 
 
-def true_derivatives(loss: Any, outputs: Tensor, targets: Any, reduction: str) -> tuple[Tensor, tuple[int, ...]]:
+def true_derivatives(loss: Any, outputs: Tensor, targets: Any, *, mean: bool) -> tuple[Tensor, tuple[int, ...]]:
     """Derivatives of every sample's own loss in its outputs, (1, *outputs), and the axes of a sample."""
-    found = grad(lambda f: loss(f, targets))(outputs)
-    scale = outputs.shape[0] if reduction == "mean" else 1
+    with torch.enable_grad():
+        f = outputs.detach().requires_grad_()
+        (found,) = torch.autograd.grad(loss(f, targets), f)
+    scale = outputs.shape[0] if mean else 1
     return (scale * found)[None], tuple(range(2, outputs.dim() + 1))
 
 
 def drawn_derivatives(
-    loss: Any, outputs: Tensor, reduction: str, samples: int, generator: torch.Generator
+    loss: Any, outputs: Tensor, samples: int, generator: torch.Generator, *, mean: bool
 ) -> tuple[Tensor, tuple[int, ...]]:
     """The same with targets drawn from the likelihood that the loss is the negative logarithm of, (samples, *outputs)."""
     f = outputs.detach()
@@ -42,16 +43,16 @@ def drawn_derivatives(
         one_hot = nn.functional.one_hot(drawn.T.reshape(samples, *probability.shape[:-1]), classes)
         u = torch.movedim(probability - one_hot.to(f.dtype), -1, 2)
         terms = f.numel() // (f.shape[0] * classes)  # positions of a sample, over which the mean goes, too
-        return (u / math.sqrt(terms) if reduction == "mean" else u), (2,)
+        return (u / math.sqrt(terms) if mean else u), (2,)
     if isinstance(loss, nn.MSELoss):
         u = math.sqrt(2.0) * torch.randn((samples, *f.shape), **like)
-        width = f[0].numel() if reduction == "mean" else 1
+        width = f[0].numel() if mean else 1
         return u / math.sqrt(width), tuple(range(2, f.dim() + 1))
     if isinstance(loss, nn.BCEWithLogitsLoss):
         _refuse(loss, weight=None, pos_weight=None)
         probability = torch.sigmoid(f)
         u = probability - (torch.rand((samples, *f.shape), **like) < probability).to(f.dtype)
-        width = f[0].numel() if reduction == "mean" else 1
+        width = f[0].numel() if mean else 1
         return u / math.sqrt(width), tuple(range(2, f.dim() + 1))
     msg = f'kind="fisher_mc" draws targets from the likelihood of {KNOWN}, got {type(loss).__name__}: use kind="ggn", its mean'
     raise TypeError(msg)

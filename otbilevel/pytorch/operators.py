@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,38 +14,32 @@ from torch import Tensor
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel.linalg.operators import SymmetricOperator
+from otbilevel.pytorch import gauss_newton, hessian
+from otbilevel.pytorch.batches import Batch, move, read, sample_count
 from otbilevel.pytorch.likelihoods import drawn_derivatives, reduction_of, true_derivatives
-from otbilevel.pytorch.products import HESSIANS, Objective, Params, fisher, gauss_newton, gradient
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs, targets, the factor of their product in the sum over batches, and the seed of targets that are drawn."""
-
-    inputs: Any
-    targets: Any
-    share: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a `ModelOperator` computes, and how: see `from_torch`."""
-
-    kind: str
-    way: str
-    reduction: str
-    microbatch: int | None
-    samples: int
-
+from otbilevel.pytorch.objective import Objective, Params, Product, gradient, graph_bytes
 
 KINDS = ("hessian", "ggn", "fisher_mc", "empirical_fisher")
 REPEATED = 1e-3
 """Relative difference of two gradients that rounding explains."""
+MEMORY = 2**30
+"""Bytes of graphs that an operator keeps by default."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a `ModelOperator` computes, and how: see `from_torch`. `kept` is the number of pieces whose graphs are kept."""
+
+    kind: str
+    way: str
+    mean: bool
+    microbatch: int | None
+    samples: int
+    kept: int = 0
 
 
 class ModelOperator(SymmetricOperator):
-    """A curvature matrix of a model at its present parameters. Made by `from_torch`.
+    """A curvature matrix of a model at the parameters that it had when the operator was made. Made by `from_torch`.
 
     Vectors are flat, in the order of the parameters, each row-major; NumPy arrays and tensors are taken, and products are like
     them. Sums over batches have double precision.
@@ -65,14 +60,19 @@ class ModelOperator(SymmetricOperator):
     names : list of str
         The parameters, by their first name in the model.
     way : str
-        How Hessian-vector products are computed: ``"forward"``, ``"reverse"`` or ``"differences"``.
+        How products are computed where no graph is kept: ``"reverse"``, ``"forward"`` or ``"differences"``.
+    kept : float
+        The part of the pieces of data whose graphs are kept, between 0 and 1.
     parts : list of ModelOperator
         One operator a batch; their mean is this one.
     """
 
-    def __init__(self, objective: Objective, batches: list[Batch] | Any, setting: Setting) -> None:
+    def __init__(self, objective: Objective, batches: list[Batch], setting: Setting) -> None:
         self._objective, self._batches, self._setting = objective, batches, setting
         self.kind, self.way, self.names = setting.kind, setting.way, list(objective.params)
+        self._pieces = [piece for batch in batches for piece in batch.pieces(setting.microbatch, mean=setting.mean)]
+        self.kept = min(1.0, setting.kept / len(self._pieces))
+        self._graphs: dict[int, Product] = {}
         self._ends = np.cumsum([p.numel() for p in objective.params.values()])
         device = next(iter(objective.params.values())).device
         like = np.zeros(0) if device.type == "cpu" else torch.zeros(0, dtype=torch.float64, device=device)
@@ -81,8 +81,9 @@ class ModelOperator(SymmetricOperator):
     @property
     def parts(self) -> list[ModelOperator]:
         """One operator a batch, scaled so that their mean is this one."""
-        batches = self._batches
-        return [ModelOperator(self._objective, [replace(b, share=b.share * len(batches))], self._setting) for b in batches]
+        count = len(self._batches)
+        setting = replace(self._setting, kept=int(self.kept))  # all or nothing
+        return [ModelOperator(self._objective, [replace(b, share=b.share * count)], setting) for b in self._batches]
 
     def unflatten(self, x: Array) -> Params:
         """A flat vector as tensors like the parameters.
@@ -119,65 +120,51 @@ class ModelOperator(SymmetricOperator):
         """
         return torch.cat([parts[name].detach().reshape(-1).double() for name in self.names])
 
-    @torch.no_grad()
     def _matvec(self, x: Array) -> Array:
-        v, total = self.unflatten(x), None
-        for batch in self._batches:
-            draws = torch.Generator(next(iter(v.values())).device).manual_seed(batch.seed)
-            for inputs, targets, part in _chunks(batch, self._setting):
-                product = part * self.flatten(self._product(inputs, targets, v, draws))
-                total = product if total is None else total.add_(product)
-        assert total is not None
-        if isinstance(x, Tensor):
-            return total.to(dtype=x.dtype, device=x.device)
-        return total.cpu().numpy().astype(x.dtype, copy=False)
+        return self._matmat(x[:, None])[:, 0]
 
-    def _product(self, inputs: Any, targets: Any, v: Params, draws: torch.Generator) -> Params:
-        objective, setting = self._objective, self._setting
-        if setting.kind == "hessian":
-            return HESSIANS[setting.way](objective, inputs, targets, v)
-        if setting.kind == "ggn":
-            return gauss_newton(objective, inputs, targets, v)
-        outputs = objective.outputs(objective.params, inputs)
-        if setting.kind == "empirical_fisher":
-            weights, axes = true_derivatives(objective.loss, outputs, targets, setting.reduction)
-        else:
-            weights, axes = drawn_derivatives(objective.loss, outputs, setting.reduction, setting.samples, draws)
-        scale = weights.shape[0] * (outputs.shape[0] if setting.reduction == "mean" else 1)
-        found = fisher(objective, inputs, weights, axes, v)
-        return {name: value / scale for name, value in found.items()}
+    @torch.no_grad()
+    def _matmat(self, X: Array) -> Array:  # noqa: N803
+        columns = [self.unflatten(X[:, j]) for j in range(X.shape[1])]
+        totals: list[Tensor | None] = [None] * len(columns)
+        for k, piece in enumerate(self._pieces):
+            product = self._product(k)  # once for all columns
+            for j, v in enumerate(columns):
+                part = self.flatten(product(v)).mul_(piece.share)
+                before = totals[j]
+                totals[j] = part if before is None else before.add_(part)
+        total = torch.stack([one for one in totals if one is not None], dim=1) if columns else torch.zeros(self.shape[0], 0)
+        if isinstance(X, Tensor):
+            return total.to(dtype=X.dtype, device=X.device)
+        return total.cpu().numpy().astype(X.dtype, copy=False)
 
-
-def _chunks(batch: Batch, setting: Setting) -> Iterator[tuple[Any, Any, float]]:
-    """A batch in pieces of at most `microbatch` samples, with their factors."""
-    count = _size(batch.inputs)
-    width = setting.microbatch or count
-    if width >= count:
-        yield batch.inputs, batch.targets, batch.share
-        return
-    for low in range(0, count, width):
-        piece = slice(low, min(low + width, count))
-        part = (piece.stop - low) / count if setting.reduction == "mean" else 1.0
-        yield _take(batch.inputs, piece), _take(batch.targets, piece), part * batch.share
+    def _product(self, k: int) -> Product:
+        """That of a piece of data."""
+        if k in self._graphs:
+            return self._graphs[k]
+        keep = k < self._setting.kept
+        product = product_of(self._objective, self._pieces[k], replace(self._setting, way="reverse" if keep else self.way))
+        if keep:
+            self._graphs[k] = product
+        return product
 
 
-def _size(inputs: Any) -> int:
-    """Samples of a batch: the length of its first tensor."""
-    first = (
-        inputs[0] if isinstance(inputs, (tuple, list)) else next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    )
-    if not isinstance(first, Tensor) or first.dim() == 0:
-        msg = f"the inputs of a batch must be tensors whose first axis counts samples, got {type(first).__name__}"
-        raise TypeError(msg)
-    return int(first.shape[0])
-
-
-def _take(values: Any, piece: slice) -> Any:
-    if isinstance(values, (tuple, list)):
-        return type(values)(_take(one, piece) for one in values)
-    if isinstance(values, Mapping):
-        return {name: _take(one, piece) for name, one in values.items()}
-    return values[piece]
+def product_of(objective: Objective, piece: Batch, setting: Setting) -> Product:
+    """The function v -> matrix times v of a piece of data, its factor left out."""
+    device = next(iter(objective.params.values())).device
+    inputs, targets = move(piece.inputs, device), move(piece.targets, device)
+    if setting.kind == "hessian":
+        return hessian.WAYS[setting.way](objective, inputs, targets)
+    linear = gauss_newton.WAYS[setting.way](objective, inputs)
+    if setting.kind == "ggn":
+        return gauss_newton.gauss_newton(objective, linear, targets)
+    if setting.kind == "empirical_fisher":
+        weights, axes = true_derivatives(objective.loss, linear.outputs, targets, mean=setting.mean)
+    else:
+        draws = torch.Generator(device).manual_seed(piece.seed)
+        weights, axes = drawn_derivatives(objective.loss, linear.outputs, setting.samples, draws, mean=setting.mean)
+    scale = weights.shape[0] * (linear.outputs.shape[0] if setting.mean else 1)
+    return gauss_newton.fisher(linear, weights / scale**0.5, axes)
 
 
 def from_torch(
@@ -190,6 +177,7 @@ def from_torch(
     hvp: str = "auto",
     reduction: str | None = None,
     microbatch: int | None = None,
+    memory: int = MEMORY,
     samples: int = 1,
     seed: int = 0,
     check: bool = True,
@@ -199,32 +187,36 @@ def from_torch(
     Parameters
     ----------
     model : nn.Module
-        The model, in the mode in which it is (``model.eval()`` for dropout and batch normalisation). It is not changed, nor are its
-        buffers.
+        The model, in the mode in which it is (``model.eval()`` for dropout and batch normalisation). It is not changed. The
+        operator has copies of the chosen parameters and of the buffers: make another after a step of training.
     loss : callable
         ``loss(model(inputs), targets)`` returns a scalar tensor.
     params : iterable of Tensor, optional
         Parameters of the model, in the order of the vectors; by default all that require gradients. A parameter that is used in
         several places counts once; one that is not used has zeros.
     data : iterable of (inputs, targets)
-        Batches, gone through anew for every product. Several inputs are a tuple.
+        Batches, read once. Several inputs are a tuple. They are moved to where the parameters are for every product.
     kind : {"hessian", "ggn", "fisher_mc", "empirical_fisher"}
         The Hessian; the Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, the same for every product; or
         with the targets of the data.
-    hvp : {"auto", "forward", "reverse", "differences"}
-        Hessian-vector products by forward over reverse differentiation, by reverse over reverse, or by differences of gradients;
-        ``"auto"``: the first of these that the model's operations have.
+    hvp : {"auto", "reverse", "forward", "differences"}
+        Products by reverse over reverse differentiation, whose graphs can be kept; by forward over reverse; or, for the Hessian, by
+        differences of gradients. ``"auto"`` takes the first where its graphs fit into `memory`, else the first of ``"forward"``,
+        ``"reverse"``, ``"differences"`` that the model's operations have.
     reduction : {"mean", "sum"}, optional
         How the loss reduces within a batch; by default what ``loss.reduction`` says, else "mean". Means are weighted by the sizes
         of the batches.
     microbatch : int, optional
         Samples that are differentiated at a time, to save memory.
+    memory : int
+        Bytes that graphs may take which are kept between products, so that a product costs hardly more than one gradient; 0 keeps
+        none.
     samples : int
         Draws of each target for ``"fisher_mc"``.
     seed : int
         Of these draws.
     check : bool
-        Compute the first gradient twice, and refuse a model that does not repeat itself.
+        Compute the loss of every batch, and one gradient twice; refuse what is not finite, and a model that does not repeat itself.
 
     Returns
     -------
@@ -239,7 +231,8 @@ def from_torch(
 
     Notes
     -----
-    A Hessian-vector product costs some two to three gradients, one with the Gauss-Newton matrix about two. No graph is kept.
+    A product with a kept graph costs about as much as a gradient, else some three times that; several vectors at a time share what
+    does not depend on them.
 
     References
     ----------
@@ -258,24 +251,28 @@ def from_torch(
     """
     setting = Setting(
         kind=validate.choice(kind, "kind", KINDS),
-        way=validate.choice(hvp, "hvp", ("auto", *HESSIANS)),
-        reduction=reduction_of(loss) if reduction is None else validate.choice(reduction, "reduction", ("mean", "sum")),
+        way=validate.choice(hvp, "hvp", ("auto", *hessian.WAYS)),
+        mean=(reduction_of(loss) if reduction is None else validate.choice(reduction, "reduction", ("mean", "sum"))) == "mean",
         microbatch=None if microbatch is None else validate.integer(microbatch, "microbatch", low=1),
         samples=validate.integer(samples, "samples", low=1),
     )
+    if setting.way == "differences" and setting.kind != "hessian":
+        msg = f'hvp="differences" is for kind="hessian", not for {setting.kind!r}: leave it out'
+        raise ValueError(msg)
+    limit = validate.integer(memory, "memory", low=0)
     if not isinstance(model, torch.nn.Module):
         msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
-    objective = Objective(model, loss, _named(model, params))
-    batches = _read(data, setting, validate.integer(seed, "seed"))
-    _look(objective, batches[0], repeat=validate.boolean(check, "check"))
-    if setting.kind == "hessian" and setting.way == "auto":
-        setting = replace(setting, way=_way(objective, batches[0]))
-    return ModelOperator(objective, batches, setting)
+    chosen = {name: p.detach().clone() for name, p in named(model, params).items()}
+    objective = Objective(model, loss, chosen, {name: buffer.detach().clone() for name, buffer in model.named_buffers()})
+    batches = read(data, mean=setting.mean, seed=validate.integer(seed, "seed"))
+    if validate.boolean(check, "check"):
+        _look(objective, batches)
+    return ModelOperator(objective, batches, _choose(objective, batches, setting, limit))
 
 
-def _named(model: torch.nn.Module, params: Any) -> Params:
-    """The chosen parameters by their first name, detached."""
+def named(model: torch.nn.Module, params: Any) -> Params:
+    """The chosen parameters by their first name."""
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     chosen = [p for p in model.parameters() if p.requires_grad] if params is None else list(params)
     if not chosen:
@@ -292,45 +289,25 @@ def _named(model: torch.nn.Module, params: Any) -> Params:
         if not p.dtype.is_floating_point:
             msg = f"params[{k}] ({names[id(p)]}) has dtype {p.dtype}: only floating point is differentiated"
             raise TypeError(msg)
-        found[names[id(p)]] = p.detach()
+        found[names[id(p)]] = p
     return found
 
 
-def _read(data: Any, setting: Setting, seed: int) -> list[Batch]:
-    """The batches with their factors."""
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        data = [data]
-    pairs = []
-    for k, batch in enumerate(data):
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            msg = f"data must hold pairs (inputs, targets), but item {k} is {type(batch).__name__}"
-            raise TypeError(msg)
-        pairs.append((batch[0], batch[1]))
-    if not pairs:
-        msg = "data is empty: give at least one batch (inputs, targets)"
-        raise ValueError(msg)
-    sizes = [_size(inputs) for inputs, _ in pairs]
-    total = sum(sizes)
-    return [
-        Batch(inputs, targets, size / total if setting.reduction == "mean" else 1.0, seed + k)
-        for k, ((inputs, targets), size) in enumerate(zip(pairs, sizes, strict=True))
-    ]
-
-
 @torch.no_grad()
-def _look(objective: Objective, batch: Batch, *, repeat: bool) -> None:
-    """One evaluation of the loss, and two of the gradient, to find out what is wrong early."""
-    value = objective.value(objective.params, batch.inputs, batch.targets)
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.dim() > 0:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        msg = f'loss must return a scalar tensor, got {found}: reduce it, as with reduction="mean"'
-        raise ValueError(msg)
-    if not bool(torch.isfinite(value)):
-        msg = f"the loss of the first batch is {float(value)}: look at the data and at the parameters"
-        raise ValueError(msg)
-    if not repeat:
-        return
-    first, second = (gradient(objective, batch.inputs, batch.targets) for _ in range(2))
+def _look(objective: Objective, batches: list[Batch]) -> None:
+    """The loss of every batch, and the gradient of the first one twice, to find out what is wrong early."""
+    device = next(iter(objective.params.values())).device
+    for k, batch in enumerate(batches):
+        value = objective.value(objective.params, move(batch.inputs, device), move(batch.targets, device))
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            msg = f'loss must return a scalar tensor, got {found}: reduce it, as with reduction="mean"'
+            raise ValueError(msg)
+        if not bool(torch.isfinite(value)):
+            msg = f"the loss of batch {k} of data is {float(value)}: look at the data and at the parameters"
+            raise ValueError(msg)
+    inputs, targets = move(batches[0].inputs, device), move(batches[0].targets, device)
+    first, second = (gradient(objective, inputs, targets) for _ in range(2))
     scale = max(float(g.abs().max()) for g in first.values())
     difference = max(float((g - second[name]).abs().max()) for name, g in first.items())
     if difference > REPEATED * scale:
@@ -342,14 +319,33 @@ def _look(objective: Objective, batch: Batch, *, repeat: bool) -> None:
 
 
 @torch.no_grad()
-def _way(objective: Objective, batch: Batch) -> str:
-    """The first way to Hessian-vector products that the model's operations allow."""
+def _choose(objective: Objective, batches: list[Batch], setting: Setting, memory: int) -> Setting:
+    """The way to products that the model's operations allow, and how many graphs fit into the memory."""
+    pieces = [piece for batch in batches for piece in batch.pieces(setting.microbatch, mean=setting.mean)]
+    largest = max(pieces, key=lambda piece: sample_count(piece.inputs))
     v = {name: torch.ones_like(p) for name, p in objective.params.items()}
-    for way, product in HESSIANS.items():
+    failures: dict[str, Exception] = {}
+
+    def works(way: str) -> bool:
         try:
-            product(objective, batch.inputs, batch.targets, v)
-        except (RuntimeError, NotImplementedError):
-            continue
-        return way
-    msg = "no way to a Hessian-vector product works for this model: even its gradient fails"
+            product_of(objective, largest, replace(setting, way=way))(v)
+        except (RuntimeError, NotImplementedError) as error:  # what PyTorch raises for a derivative that it does not have
+            failures[way] = error
+            return False
+        return True
+
+    ways = hessian.WAYS if setting.kind == "hessian" else gauss_newton.WAYS
+    kept = 0
+    if setting.way in ("auto", "reverse") and memory > 0 and works("reverse"):
+        with suppress(RuntimeError):  # a model that uses torch.func itself: what its graph takes cannot be found out
+            size = graph_bytes(lambda: product_of(objective, largest, replace(setting, way="reverse")))
+            kept = min(len(pieces), memory // max(size, 1))
+    if setting.way != "auto":
+        return replace(setting, kept=kept)
+    if kept == len(pieces):
+        return replace(setting, way="reverse", kept=kept)
+    for way in ("forward", "reverse", "differences"):  # the first two cost the same, and forward less memory
+        if way in ways and way not in failures and works(way):
+            return replace(setting, way=way, kept=kept)
+    msg = "no way to these products works for the model: " + "; ".join(f"{way}: {error}" for way, error in failures.items())
     raise ValueError(msg)

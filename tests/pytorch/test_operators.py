@@ -76,14 +76,18 @@ def test_every_kind_equals_its_dense_matrix(name, loss, reduction):
         for k in range(len(x)):
             g = jacrev(lambda v, x=x, y=y, k=k: criterion(outputs(v, x[k : k + 1]), y[k : k + 1]))(w)
             E = E + (1 / COUNT if reduction == "mean" else 1.0) * torch.outer(g, g)
-    for settings in ({}, {"hvp": "reverse"}, {"microbatch": 3}):
+    for settings, kept in (({}, 1.0), ({"memory": 0, "hvp": "reverse"}, 0.0), ({"memory": 0}, 0.0), ({"microbatch": 3}, 1.0)):
         op = from_torch(model, criterion, data=data, **settings)
+        assert op.kept == kept
         np.testing.assert_allclose(op.to_dense(), H.numpy(), atol=1e-10)
         assert not op.psd
     np.testing.assert_allclose(sum(part.to_dense() for part in op.parts) / 2, H.numpy(), atol=1e-10)
     np.testing.assert_allclose(from_torch(model, criterion, data=data, hvp="differences").to_dense(), H.numpy(), atol=1e-6)
-    np.testing.assert_allclose(from_torch(model, criterion, data=data, kind="ggn").to_dense(), G.numpy(), atol=1e-10)
-    np.testing.assert_allclose(from_torch(model, criterion, data=data, kind="empirical_fisher").to_dense(), E.numpy(), atol=1e-10)
+    for settings in ({}, {"memory": 0, "hvp": "forward"}):
+        for kind, dense in (("ggn", G), ("empirical_fisher", E)):
+            op = from_torch(model, criterion, data=data, kind=kind, **settings)
+            np.testing.assert_allclose(op.to_dense(), dense.numpy(), atol=1e-10)
+            assert op.psd
     drawn = from_torch(model, criterion, data=data, kind="fisher_mc", samples=4000)
     assert np.linalg.norm(drawn.to_dense() - G.numpy()) < 0.05 * np.linalg.norm(G.numpy())
     v = np.ones(len(w))
@@ -175,7 +179,7 @@ DATA = [(torch.ones(64, 2), torch.ones(64, 1))]
         (
             lambda: from_torch(LINEAR, nn.MSELoss(), data=[(np.nan * DATA[0][0], DATA[0][1])]),
             ValueError,
-            "first batch is nan",
+            "batch 0 of data is nan",
         ),
         (lambda: from_torch(nn.Sequential(LINEAR, nn.Dropout()), nn.MSELoss(), data=DATA), ValueError, r"call model.eval\(\)"),
         (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA, kind="kfac"), ValueError, "kind must be one of"),

@@ -1,0 +1,106 @@
+"""The loss of a model on a batch as a function of its parameters, and the graph of a derivative, which can be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call, grad
+
+Params = dict[str, Tensor]
+Product = Callable[[Params], Params]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a model on a batch as a function of some of its parameters.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model; it is not changed.
+    loss : callable
+        ``loss(outputs, targets)``.
+    params : dict
+        Copies of the parameters, by their first name in the model.
+    buffers : dict
+        Copies of the buffers; every evaluation gets copies of these.
+    """
+
+    model: torch.nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    params: Params
+    buffers: Params
+
+    def outputs(self, params: Params, inputs: Any) -> Any:
+        """The outputs of the model."""
+        buffers = {name: value.clone() for name, value in self.buffers.items()}
+        arguments = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        return functional_call(self.model, {**params, **buffers}, tuple(arguments))
+
+    def value(self, params: Params, inputs: Any, targets: Any) -> Tensor:
+        """The loss, a scalar."""
+        return self.loss(self.outputs(params, inputs), targets)
+
+    def leaves(self) -> Params:
+        """The parameters as leaves of a graph."""
+        return {name: p.detach().requires_grad_() for name, p in self.params.items()}
+
+
+def gradient(objective: Objective, inputs: Any, targets: Any) -> Params:
+    """Of the loss."""
+    found: Params = grad(lambda p: objective.value(p, inputs, targets))(objective.params)
+    return found
+
+
+class LinearMap:
+    """v -> sum_i (d outputs_i / d leaves)' v_i through a graph that is kept, so that it can be used again and again.
+
+    Parameters
+    ----------
+    outputs : sequence of Tensor or None
+        What is differentiated; None where there is nothing.
+    leaves : sequence of Tensor
+        In what.
+    """
+
+    def __init__(self, outputs: Any, leaves: Any) -> None:
+        self._leaves = list(leaves)
+        self._places = [k for k, out in enumerate(outputs) if out is not None and out.requires_grad]
+        self._outputs = [outputs[k] for k in self._places]
+
+    def __call__(self, v: Any) -> list[Tensor]:
+        weights = [v[k] for k in self._places]
+        if not weights:
+            return [torch.zeros_like(leaf) for leaf in self._leaves]
+        found = torch.autograd.grad(self._outputs, self._leaves, weights, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(self._leaves, found, strict=True)]
+
+
+def derivative(output: Tensor, leaves: Params, weights: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """The derivative of `output` (times `weights`) in `leaves`, with a graph of its own; None where it does not depend on one."""
+    if not output.requires_grad:
+        return (None,) * len(leaves)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        output, list(leaves.values()), weights, create_graph=True, allow_unused=True
+    )
+    return found
+
+
+def graph_bytes(build: Callable[[], Any]) -> int:
+    """Memory of the graph that `build` makes: what it saves for derivatives."""
+    storages: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return saved.detach()
+
+    with saved_tensors_hooks(note, lambda saved: saved):
+        made = build()
+    del made
+    return sum(storages.values())
