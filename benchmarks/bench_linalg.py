@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from otbilevel.linalg import CGResult, cg
+from otbilevel.linalg import LinearResult, cg
 
 
 class Laplacian1D:
@@ -40,7 +40,7 @@ class ConjugateGradients:
         self.b = library.asarray(np.random.default_rng(0).standard_normal(size))
         self.solve()
 
-    def solve(self) -> CGResult:
+    def solve(self) -> LinearResult:
         return cg(self.operator, self.b, tol=1e-8)
 
     def time_cg(self, *_: Any) -> None:

@@ -90,8 +90,8 @@ def sample_count(inputs: Any) -> int:
     return int(first.shape[0])
 
 
-def take(values: Any, piece: slice) -> Any:
-    """Some of the samples."""
+def take(values: Any, piece: slice | None) -> Any:
+    """Some of the samples; None makes a batch of one of a sample."""
     if isinstance(values, (tuple, list)):
         return type(values)(take(one, piece) for one in values)
     if isinstance(values, Mapping):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
 Params = dict[str, Tensor]
 Product = Callable[[Params], Params]
@@ -52,9 +53,11 @@ class Objective:
 
 
 def gradient(objective: Objective, inputs: Any, targets: Any) -> Params:
-    """Of the loss."""
-    found: Params = grad(lambda p: objective.value(p, inputs, targets))(objective.params)
-    return found
+    """Of the loss; by plain reverse mode, which every model has."""
+    with torch.enable_grad():
+        params = objective.leaves()
+        value = objective.value(params, inputs, targets)
+    return dict(zip(params, LinearMap([value], params.values())([torch.ones_like(value)]), strict=True))
 
 
 class LinearMap:
@@ -82,17 +85,38 @@ class LinearMap:
 
 
 def derivative(output: Tensor, leaves: Params, weights: Tensor | None = None) -> tuple[Tensor | None, ...]:
-    """The derivative of `output` (times `weights`) in `leaves`, with a graph of its own; None where it does not depend on one."""
+    """The derivative of `output` (times `weights`) in `leaves`, with a graph of its own; None where it does not depend on one.
+
+    Raises
+    ------
+    RuntimeError
+        When an operation can be differentiated only once. PyTorch would take what it returns for a constant.
+    """
     if not output.requires_grad:
         return (None,) * len(leaves)
     found: tuple[Tensor | None, ...] = torch.autograd.grad(
         output, list(leaves.values()), weights, create_graph=True, allow_unused=True
     )
+    if any(node.name().endswith("::Error") for node in _nodes(found)):
+        msg = "an operation of the model is marked with @once_differentiable"
+        raise RuntimeError(msg)
     return found
 
 
-def graph_bytes(build: Callable[[], Any]) -> int:
-    """Memory of the graph that `build` makes: what it saves for derivatives."""
+def _nodes(tensors: tuple[Tensor | None, ...]) -> Iterator[Any]:
+    """All operations in the graph of some tensors."""
+    waiting = [t.grad_fn for t in tensors if t is not None and t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        waiting.extend(new)
+
+
+def measured(build: Callable[[], Product], *, on: bool = True) -> tuple[Product, int]:
+    """What `build` makes, and the bytes that its graph saves for derivatives; 0 when the measurement, which takes time, is off."""
     storages: dict[int, int] = {}
 
     def note(saved: Tensor) -> Tensor:
@@ -100,7 +124,6 @@ def graph_bytes(build: Callable[[], Any]) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return saved.detach()
 
-    with saved_tensors_hooks(note, lambda saved: saved):
+    with saved_tensors_hooks(note, lambda saved: saved) if on else nullcontext():
         made = build()
-    del made
-    return sum(storages.values())
+    return made, sum(storages.values())

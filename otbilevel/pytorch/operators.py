@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from otbilevel.linalg.operators import SymmetricOperator
 from otbilevel.pytorch import gauss_newton, hessian
 from otbilevel.pytorch.batches import Batch, move, read, sample_count
 from otbilevel.pytorch.likelihoods import drawn_derivatives, reduction_of, true_derivatives
-from otbilevel.pytorch.objective import Objective, Params, Product, gradient, graph_bytes
+from otbilevel.pytorch.objective import Objective, Params, Product, gradient, measured
 
 KINDS = ("hessian", "ggn", "fisher_mc", "empirical_fisher")
 REPEATED = 1e-3
@@ -201,7 +200,7 @@ def from_torch(
         with the targets of the data.
     hvp : {"auto", "reverse", "forward", "differences"}
         Products by reverse over reverse differentiation, whose graphs can be kept; by forward over reverse; or, for the Hessian, by
-        differences of gradients. ``"auto"`` takes the first where its graphs fit into `memory`, else the first of ``"forward"``,
+        differences of gradients. ``"auto"`` takes the first where a graph fits into `memory`, else the first of ``"forward"``,
         ``"reverse"``, ``"differences"`` that the model's operations have.
     reduction : {"mean", "sum"}, optional
         How the loss reduces within a batch; by default what ``loss.reduction`` says, else "mean". Means are weighted by the sizes
@@ -231,8 +230,9 @@ def from_torch(
 
     Notes
     -----
-    A product with a kept graph costs about as much as a gradient, else some three times that; several vectors at a time share what
-    does not depend on them.
+    A product with a kept graph costs about as much as a gradient, else two to three times that; several vectors at a time share
+    what does not depend on them. For one product with each of many operators, as in a training loop, ``hvp="reverse", memory=0,
+    check=False`` leaves out everything else.
 
     References
     ----------
@@ -324,28 +324,30 @@ def _choose(objective: Objective, batches: list[Batch], setting: Setting, memory
     pieces = [piece for batch in batches for piece in batch.pieces(setting.microbatch, mean=setting.mean)]
     largest = max(pieces, key=lambda piece: sample_count(piece.inputs))
     v = {name: torch.ones_like(p) for name, p in objective.params.items()}
-    failures: dict[str, Exception] = {}
+    failures: dict[str, str] = {}
 
-    def works(way: str) -> bool:
+    def graph_of(way: str) -> int | None:
+        """Bytes of the graph of a product, None when PyTorch lacks a derivative that it needs."""
         try:
-            product_of(objective, largest, replace(setting, way=way))(v)
-        except (RuntimeError, NotImplementedError) as error:  # what PyTorch raises for a derivative that it does not have
-            failures[way] = error
-            return False
-        return True
+            product, size = measured(lambda: product_of(objective, largest, replace(setting, way=way)), on=way == "reverse")
+            product(v)
+        except (RuntimeError, NotImplementedError) as error:
+            failures[way] = str(error)
+            return None
+        return size
 
-    ways = hessian.WAYS if setting.kind == "hessian" else gauss_newton.WAYS
     kept = 0
-    if setting.way in ("auto", "reverse") and memory > 0 and works("reverse"):
-        with suppress(RuntimeError):  # a model that uses torch.func itself: what its graph takes cannot be found out
-            size = graph_bytes(lambda: product_of(objective, largest, replace(setting, way="reverse")))
-            kept = min(len(pieces), memory // max(size, 1))
+    if setting.way in ("auto", "reverse") and memory > 0:
+        size = graph_of("reverse")
+        if size is not None and size <= memory:
+            fitting = memory // max(size, 1)
+            kept = len(pieces) if fitting >= len(pieces) else fitting - 1  # one that is not kept needs room, too
+            return replace(setting, way="reverse", kept=kept)
     if setting.way != "auto":
-        return replace(setting, kept=kept)
-    if kept == len(pieces):
-        return replace(setting, way="reverse", kept=kept)
-    for way in ("forward", "reverse", "differences"):  # the first two cost the same, and forward less memory
-        if way in ways and way not in failures and works(way):
-            return replace(setting, way=way, kept=kept)
+        return setting
+    ways = hessian.WAYS if setting.kind == "hessian" else gauss_newton.WAYS
+    for way in ("forward", "reverse", "differences"):  # the first takes less memory than the second, and up to twice the time
+        if way in ways and way not in failures and graph_of(way) is not None:
+            return replace(setting, way=way)
     msg = "no way to these products works for the model: " + "; ".join(f"{way}: {error}" for way, error in failures.items())
     raise ValueError(msg)

@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from otbilevel.curvature import eigsh, ihvp
-from otbilevel.pytorch import from_torch
+from otbilevel.curvature import MFAC, eigsh, ihvp
+from otbilevel.pytorch import from_torch, gradients
 
 COUNT = 11
 
@@ -160,6 +160,117 @@ def test_what_stands_on_it():
     np.testing.assert_allclose(result.x, np.linalg.solve(dense + 0.1 * np.eye(len(b)), b), atol=1e-7)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_samples_and_of_batches(name):
+    model, criterion, data = problem(name, "ce", "mean")
+    G = gradients(model, criterion, data=data)
+    E = from_torch(model, criterion, data=data, kind="empirical_fisher").to_dense()
+    np.testing.assert_allclose((G.T @ G / COUNT).numpy(), E, atol=1e-12)
+    of_batches = gradients(model, criterion, data=data, per="batch")
+    for k, (x, y) in enumerate(data):
+        whole = torch.autograd.grad(criterion(model(x), y), list(model.parameters()))
+        np.testing.assert_allclose(of_batches[k].numpy(), torch.cat([g.reshape(-1) for g in whole]).numpy(), atol=1e-12)
+    b = np.ones(len(E))
+    expected = np.linalg.solve(E + 1e-2 * np.eye(len(E)), b)
+    np.testing.assert_allclose(MFAC.from_gradients(G.numpy(), 1e-2).solve(b), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_of_a_model_that_cannot_be_vectorised():
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum().item() > 0 else -super().forward(x)
+
+    model, x, y = Branching(2, 1).double(), torch.tensor([[1.0, 2.0], [-1.0, -2.0]]).double(), torch.zeros(2, 1).double()
+    found = gradients(model, nn.MSELoss(), data=[(x, y)])
+    for k in range(2):
+        of_one = torch.autograd.grad(nn.MSELoss()(model(x[k : k + 1]), y[k : k + 1]), list(model.parameters()))
+        np.testing.assert_allclose(found[k].numpy(), torch.cat([g.reshape(-1) for g in of_one]).numpy(), atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher_mc", "empirical_fisher"])
+@pytest.mark.parametrize("settings", [{}, {"memory": 0, "hvp": "forward"}, {"memory": 0, "hvp": "reverse"}])
+def test_products_do_not_grow_memory(kind, settings):
+    model = nn.Sequential(nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 10))
+    data = [(torch.randn(32, 500), torch.randint(0, 10, (32,)))]
+    v = torch.randn(sum(p.numel() for p in model.parameters()))
+    op = from_torch(model, nn.CrossEntropyLoss(), data=data, kind=kind, **settings)
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    for _ in range(20):
+        op @ v
+    before = resident()
+    for _ in range(200):
+        op @ v
+    assert resident() - before < 4 * v.nbytes  # a leak of one vector a product would be 200
+    for _ in range(5):
+        from_torch(model, nn.CrossEntropyLoss(), data=data, kind=kind, **settings) @ v
+    before = resident()
+    for _ in range(50):
+        from_torch(model, nn.CrossEntropyLoss(), data=data, kind=kind, **settings) @ v
+    assert resident() - before < 10 * v.nbytes
+
+
+def test_the_operator_keeps_the_parameters_that_it_was_made_with():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 2), torch.randn(8, 3), torch.randint(0, 2, (8,))
+    for settings in ({}, {"memory": 0}):
+        op = from_torch(model, nn.CrossEntropyLoss(), data=[(x, y)], **settings)
+        before = op.to_dense()
+        with torch.no_grad():
+            model.weight.mul_(2.0)
+        np.testing.assert_array_equal(op.to_dense(), before)
+        assert np.abs(from_torch(model, nn.CrossEntropyLoss(), data=[(x, y)], **settings).to_dense() - before).max() > 1e-3
+
+
+def test_the_memory_for_graphs_is_a_limit():
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 2))
+    data = [(torch.randn(40, 20), torch.randint(0, 2, (40,))) for _ in range(4)]
+    v = np.ones(sum(p.numel() for p in model.parameters()))
+    expected = from_torch(model, nn.CrossEntropyLoss(), data=data, memory=0) @ v
+    kept = []
+    for memory in (10**3, 20_000, 50_000, 10**9):
+        op = from_torch(model, nn.CrossEntropyLoss(), data=data, memory=memory)
+        kept.append(op.kept)
+        np.testing.assert_allclose(op @ v, expected, rtol=1e-4, atol=1e-6)
+    assert kept[0] == 0.0 and 0 < kept[2] < 1 and kept[3] == 1.0 and op.way == "reverse"
+
+
+def test_an_operation_that_is_differentiated_only_once():
+    """PyTorch takes its derivative for a constant, silently: differences of gradients do not."""
+
+    class Cubed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return 3 * x**2 * g
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            return Cubed.apply(super().forward(x))
+
+    class Same(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) ** 3
+
+    torch.manual_seed(0)
+    model, same, x, y = Model(3, 2).double(), Same(3, 2).double(), torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    same.load_state_dict(model.state_dict())
+    op, exact = (from_torch(m, nn.MSELoss(), data=[(x, y)]) for m in (model, same))
+    assert op.way == "differences" and exact.way == "reverse"
+    np.testing.assert_allclose(op.to_dense(), exact.to_dense(), atol=1e-7)
+    with pytest.raises(ValueError, match=r"no way to these products works.*once_differentiable"):
+        from_torch(model, nn.MSELoss(), data=[(x, y)], kind="ggn")
+
+
 LINEAR = nn.Linear(2, 1)
 DATA = [(torch.ones(64, 2), torch.ones(64, 1))]
 
@@ -183,6 +294,21 @@ DATA = [(torch.ones(64, 2), torch.ones(64, 1))]
         ),
         (lambda: from_torch(nn.Sequential(LINEAR, nn.Dropout()), nn.MSELoss(), data=DATA), ValueError, r"call model.eval\(\)"),
         (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA, kind="kfac"), ValueError, "kind must be one of"),
+        (
+            lambda: from_torch(LINEAR, nn.MSELoss(), data=[*DATA, (DATA[0][0], np.inf * DATA[0][1])]),
+            ValueError,
+            "batch 1 of data is inf",
+        ),
+        (
+            lambda: from_torch(LINEAR, nn.MSELoss(), data=[(torch.ones(3, 2), torch.ones(4, 1))]),
+            ValueError,
+            "3 inputs and 4 targets",
+        ),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), data=[(torch.ones(0, 2), torch.ones(0, 1))]), ValueError, "holds no samples"),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA, kind="ggn", hvp="differences"), ValueError, 'is for kind="hessian"'),
+        (lambda: gradients(lambda x: x, nn.MSELoss(), data=DATA), TypeError, "model must be a torch.nn.Module"),
+        (lambda: gradients(LINEAR, nn.MSELoss(), data=DATA, per="layer"), ValueError, "per must be one of"),
+        (lambda: gradients(LINEAR, nn.MSELoss()), ValueError, "data is empty"),
         (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA, hvp="fast"), ValueError, "hvp must be one of"),
         (lambda: from_torch(LINEAR, nn.L1Loss(), data=DATA, kind="fisher_mc") @ np.ones(3), TypeError, "likelihood of"),
         (lambda: from_torch(LINEAR, nn.MSELoss(), data=DATA) @ np.ones(4), ValueError, r"shape \(3,\), got \(4,\)"),
