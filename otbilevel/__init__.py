@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from otbilevel._core.result import ConvergenceError, ConvergenceWarning, Status
+from otbilevel.bilevel import HypergradientResult, hypergradient
 from otbilevel.ot import DenseCost, Grid, OTBatchResult, OTResult, PointCloud, SparseCost, solve_ot, solve_ot_batch
 
 __version__ = "0.1.0"
@@ -12,11 +13,13 @@ __all__ = [
     "ConvergenceWarning",
     "DenseCost",
     "Grid",
+    "HypergradientResult",
     "OTBatchResult",
     "OTResult",
     "PointCloud",
     "SparseCost",
     "Status",
+    "hypergradient",
     "solve_ot",
     "solve_ot_batch",
 ]

@@ -28,7 +28,7 @@ def reverse(objective: Objective, inputs: Any) -> Linearization:
         params = objective.leaves()
         outputs = objective.outputs(params, inputs)
         w = torch.zeros_like(outputs).requires_grad_()
-        pulled = derivative(outputs, params, w)
+        pulled = derivative(outputs, params.values(), w)
     names = list(params)
     forward_map, backward_map = LinearMap(pulled, [w]), LinearMap([outputs], params.values())
     return Linearization(
@@ -51,9 +51,9 @@ WAYS = {"reverse": reverse, "forward": forward}
 def gauss_newton(objective: Objective, linear: Linearization, targets: Any) -> Product:
     """J' H_out J v with the Hessian H_out of the loss in the outputs."""
     with torch.enable_grad():
-        outputs = {"outputs": linear.outputs.detach().requires_grad_()}
-        slope = derivative(objective.loss(outputs["outputs"], targets), outputs)
-    curved = LinearMap(slope, outputs.values())
+        outputs = linear.outputs.detach().requires_grad_()
+        slope = derivative(objective.loss(outputs, targets), [outputs])
+    curved = LinearMap(slope, [outputs])
     return lambda v: linear.pull(curved([linear.push(v)])[0])
 
 

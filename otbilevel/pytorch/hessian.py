@@ -16,7 +16,7 @@ def reverse(objective: Objective, inputs: Any, targets: Any) -> Product:
     """Reverse over reverse, through the graph of the gradient: made once, it serves for any number of products."""
     with torch.enable_grad():
         params = objective.leaves()
-        first = derivative(objective.value(params, inputs, targets), params)
+        first = derivative(objective.value(params, inputs, targets), params.values())
     names, product = list(params), LinearMap(first, params.values())
     return lambda v: dict(zip(names, product([v[name] for name in names]), strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,7 @@ class LinearMap:
         return [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(self._leaves, found, strict=True)]
 
 
-def derivative(output: Tensor, leaves: Params, weights: Tensor | None = None) -> tuple[Tensor | None, ...]:
+def derivative(output: Tensor, leaves: Iterable[Tensor], weights: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """The derivative of `output` (times `weights`) in `leaves`, with a graph of its own; None where it does not depend on one.
 
     Raises
@@ -92,18 +92,23 @@ def derivative(output: Tensor, leaves: Params, weights: Tensor | None = None) ->
     RuntimeError
         When an operation can be differentiated only once. PyTorch would take what it returns for a constant.
     """
+    leaves = list(leaves)
     if not output.requires_grad:
         return (None,) * len(leaves)
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        output, list(leaves.values()), weights, create_graph=True, allow_unused=True
-    )
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(output, leaves, weights, create_graph=True, allow_unused=True)
     if any(node.name().endswith("::Error") for node in _nodes(found)):
         msg = "an operation of the model is marked with @once_differentiable"
         raise RuntimeError(msg)
     return found
 
 
-def _nodes(tensors: tuple[Tensor | None, ...]) -> Iterator[Any]:
+def reaches(outputs: Iterable[Tensor | None], leaves: Iterable[Tensor]) -> bool:
+    """Whether any of the leaves is in the graph of the outputs."""
+    wanted = {id(leaf) for leaf in leaves}
+    return any(id(getattr(node, "variable", None)) in wanted for node in _nodes(outputs))
+
+
+def _nodes(tensors: Iterable[Tensor | None]) -> Iterator[Any]:
     """All operations in the graph of some tensors."""
     waiting = [t.grad_fn for t in tensors if t is not None and t.grad_fn is not None]
     seen = set(waiting)
