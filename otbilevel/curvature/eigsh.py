@@ -1,4 +1,4 @@
-"""Extremal eigenvalues by Lanczos' method with thick restarts, every residual computed afresh."""
+"""Extremal eigenvalues, every residual computed afresh."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel._core.result import Result, Status, report
-from otbilevel._core.rng import draw, generator
+from otbilevel._core.rng import generator
 from otbilevel.linalg.conversion import as_operator
-from otbilevel.linalg.lanczos import orthogonal
+from otbilevel.linalg.lobpcg import lobpcg
 from otbilevel.linalg.operators import SymmetricOperator
+from otbilevel.linalg.thick_restart import thick_restart
 
 WHICH = ("LA", "SA", "LM")
-SMALL = 32
-"""Vectors that a basis holds at least."""
+METHODS = ("lanczos", "lobpcg")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -54,6 +54,7 @@ def eigsh(
     k: int = 1,
     which: str = "LA",
     *,
+    method: str = "lanczos",
     tol: float = 1e-6,
     max_matvec: int | None = None,
     basis: int | None = None,
@@ -70,6 +71,9 @@ def eigsh(
         How many.
     which : {"LA", "SA", "LM"}
         Largest, smallest, or largest in magnitude.
+    method : {"lanczos", "lobpcg"}
+        Lanczos' with thick restarts, or SciPy's block method, which finds all copies of multiple eigenvalues, but takes more
+        products and host memory.
     tol : float
         Residual ||H v - lambda v|| relative to the largest magnitude of an eigenvalue that is found.
     max_matvec : int, optional
@@ -101,11 +105,12 @@ def eigsh(
     Notes
     -----
     O(n basis) memory, O(n basis) work for each product beside it. A small residual proves that there is an eigenvalue near, not
-    that none is missed: of a multiple eigenvalue a single vector shows one copy, others come by rounding.
+    that none is missed: of a multiple eigenvalue Lanczos' method shows one copy, others come by rounding; `"lobpcg"` shows all.
 
     References
     ----------
     K. Wu, H. Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J. Matrix Anal. Appl. 22, 2000.
+    A. V. Knyazev, Toward the optimal preconditioned eigensolver: LOBPCG, SIAM J. Sci. Comput. 23, 2001.
 
     Examples
     --------
@@ -119,103 +124,35 @@ def eigsh(
     if wanted > n:
         msg = f"k must be at most n = {n}, got {wanted}"
         raise ValueError(msg)
-    order = validate.choice(which, "which", WHICH)
-    size = min(n, max(2 * wanted + 1, SMALL) if basis is None else validate.integer(basis, "basis", low=wanted + 1))
+    order, way = validate.choice(which, "which", WHICH), validate.choice(method, "method", METHODS)
+    if basis is not None:
+        validate.integer(basis, "basis", low=wanted + 1)
     limit = 100 * wanted + 1000 if max_matvec is None else validate.integer(max_matvec, "max_matvec", low=1)
     strict, target, before = validate.boolean(raise_on_failure, "raise_on_failure"), validate.real(tol, "tol", low=0.0), op.nmatvec
-    space = _Space(op, size, generator(rng))
-    while True:
-        space.expand(limit - (op.nmatvec - before))
-        chosen = space.choose(order, wanted)
-        if space.failed or space.exhausted or np.all(space.estimates[chosen] <= 0.3 * target * space.largest):
-            break
-        if op.nmatvec - before >= limit or not space.restart(chosen):
-            break
-    if space.failed:
-        empty = np.full(wanted, math.nan)
-        vectors = op.xp.full((n, wanted), math.nan, dtype=op.dtype, device=op.device)
-        found = Eigenpairs(empty, vectors, empty, op.nmatvec - before, False, Status.NOT_FINITE, _MESSAGES[Status.NOT_FINITE])
-        return report(found, raise_on_failure=strict)
-    values, vectors = space.values[chosen], space.vectors(chosen)
+    if way == "lanczos":
+        pairs = thick_restart(op, wanted, order, tol=target, max_matvec=limit, basis=basis, rng=generator(rng))
+    elif order == "LM" or basis is not None:
+        msg = 'method="lobpcg" finds which="LA" or "SA", and takes no basis: use method="lanczos"'
+        raise ValueError(msg)
+    else:
+        pairs = lobpcg(op, wanted, order, tol=target, max_matvec=limit, rng=generator(rng))
+    return report(_certified(op, wanted, pairs, target, limit, before), raise_on_failure=strict)
+
+
+def _certified(
+    op: SymmetricOperator, k: int, pairs: tuple[np.ndarray, Array, float] | None, tol: float, limit: int, before: int
+) -> Eigenpairs:
+    """With residuals from products of their own."""
+    if pairs is None:
+        empty, status = np.full(k, math.nan), Status.NOT_FINITE
+        vectors = op.xp.full((op.shape[0], k), math.nan, dtype=op.dtype, device=op.device)
+        return Eigenpairs(empty, vectors, empty, op.nmatvec - before, False, status, _MESSAGES[status])
+    values, vectors, largest = pairs
     rest = op.matmat(vectors) - vectors * op.xp.asarray(values, dtype=op.dtype, device=op.device)[None, :]
     residuals = np.array([float(v) for v in op.xp.linalg.vector_norm(rest, axis=0)])
-    good = len(values) == wanted and bool(np.all(residuals <= target * max(space.largest, 0.0)))
+    good = len(values) == k and bool(np.all(residuals <= tol * largest))
     status = Status.SUCCESS if good else Status.ITERATION_LIMIT if op.nmatvec - before >= limit else Status.STALLED
-    return report(
-        Eigenpairs(values, vectors, residuals, op.nmatvec - before, good, status, _MESSAGES[status]), raise_on_failure=strict
-    )
-
-
-class _Space:
-    """Orthonormal rows Q, and T = Q H Q' on the host: diagonal, with an arrow to the first new vector, then tridiagonal."""
-
-    def __init__(self, op: SymmetricOperator, size: int, rng: np.random.Generator) -> None:
-        self.op, self.xp, self.size = op, op.xp, size
-        self._rng = rng
-        self._Q = op.xp.zeros((size, op.shape[0]), dtype=op.dtype, device=op.device)
-        self._T = np.zeros((size, size))
-        self._count = self._kept = 0
-        self._next, self._beta = self._random(), 0.0
-        self.failed = self.exhausted = False
-        self.largest = 0.0
-
-    def _random(self) -> Array:
-        start = draw(self._rng, "gaussian", (self.op.shape[0],), self.xp, dtype=self.op.dtype, device=self.op.device)
-        start, _, size = orthogonal(start, self._Q[: self._count, :], self._count)
-        return start / size
-
-    def expand(self, budget: int) -> None:
-        """Fill the basis by products with its last vector."""
-        while self._count < self.size and budget > 0:
-            k = self._count
-            self._Q[k, :] = self._next
-            self._count = k + 1
-            near = self._count if k == self._kept else 2  # the first new vector is coupled to all that were kept
-            w, column, self._beta = orthogonal(self.op.matvec(self._next), self._Q[: self._count, :], near)
-            budget -= 1
-            if not np.all(np.isfinite(column)):
-                self.failed = True
-                return
-            self._T[: k + 1, k] = self._T[k, : k + 1] = column
-            self.largest = max(self.largest, float(np.max(np.abs(column))), self._beta)
-            if self._count == self.op.shape[0]:
-                self._beta, self.exhausted = 0.0, True
-                break
-            if self._beta > 1e-13 * self.largest:
-                self._next = w / self._beta
-            else:  # an invariant subspace: go on in its complement
-                self._beta, self._next = 0.0, self._random()
-        values, self._S = np.linalg.eigh(self._T[: self._count, : self._count])
-        self.values = values
-        self.largest = max(self.largest, float(np.max(np.abs(values))))
-        self.estimates = self._beta * np.abs(self._S[-1, :])
-
-    def choose(self, which: str, k: int) -> np.ndarray:
-        """Places of the wanted Ritz values, the most wanted first."""
-        keys = {"LA": -self.values, "SA": self.values, "LM": -np.abs(self.values)}[which] if not self.failed else np.zeros(0)
-        return np.argsort(keys, kind="stable")[:k]
-
-    def vectors(self, chosen: np.ndarray) -> Array:
-        """Ritz vectors, one a column, of norm 1."""
-        shares = self.xp.asarray(self._S[:, chosen], dtype=self.op.dtype, device=self.op.device)
-        V = self._Q[: self._count, :].T @ shares  # noqa: N806
-        return V / self.xp.linalg.vector_norm(V, axis=0, keepdims=True)
-
-    def restart(self, chosen: np.ndarray) -> bool:
-        """Keep the wanted Ritz vectors and some more next to them; False when there is no room to go on."""
-        if self._count < self.size:
-            return True
-        k = len(chosen)
-        kept = min(k + max(1, (self.size - k) // 3), self.size - 1)
-        reference = self.values[chosen]
-        distance = np.min(np.abs(self.values[:, None] - reference[None, :]), axis=1)
-        places = np.argsort(distance, kind="stable")[:kept]
-        shares = self.xp.asarray(self._S[:, places], dtype=self.op.dtype, device=self.op.device)
-        self._Q[:kept, :] = shares.T @ self._Q[: self._count, :]
-        self._T[:] = 0.0
-        self._T[range(kept), range(kept)] = self.values[places]
-        self._count = self._kept = kept
-        return True
+    return Eigenpairs(values, vectors, residuals, op.nmatvec - before, good, status, _MESSAGES[status])
 
 
 _MESSAGES = {

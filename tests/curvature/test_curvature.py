@@ -105,6 +105,34 @@ def test_multiple_eigenvalues_and_small_matrices():
     np.testing.assert_allclose(eigsh(np.zeros((5, 5)), 2).values, [0.0, 0.0], atol=1e-14)
 
 
+def test_a_block_finds_all_copies():
+    values = np.concatenate([[5.0, 5.0, 5.0, -7.0], np.linspace(0.0, 1.0, 196)])
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((200, 200)))[0]
+    op = from_hvp(lambda v: rotation @ (values * (rotation.T @ v)), 200)
+    found = eigsh(op, 4, method="lobpcg", tol=1e-8)
+    np.testing.assert_allclose(found.values, [5.0, 5.0, 5.0, 1.0], rtol=1e-10)
+    assert found.success and found.residuals.max() < 7e-8 and found.nmatvec == op.nmatvec
+    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(4), atol=1e-7)
+    np.testing.assert_allclose(eigsh(op, 2, "SA", method="lobpcg").values, [-7.0, 0.0], atol=1e-8)
+    with pytest.warns(ConvergenceWarning):
+        assert not eigsh(op, 4, method="lobpcg", tol=1e-12, max_matvec=20).success
+    with pytest.warns(ConvergenceWarning, match="not finite"):
+        eigsh(from_hvp(lambda v: np.nan * v, 60), method="lobpcg")
+
+
+def test_quadrature_without_orthogonality():
+    """Copies of the outlier appear among the nodes, and share its weight."""
+    values = np.concatenate([[1000.0], np.linspace(-1.0, 1.0, 999)])
+    settings = {"n_probes": 20, "steps": 60, "rng": 0, "grid": np.linspace(-1.2, 1.2, 50), "bandwidth": 0.1}
+    op = from_hvp(lambda v: values * v, 1000)
+    found, orthogonal = (spectral_density(op, reorthogonalize=flag, **settings) for flag in (False, True))
+    assert sum(abs(found.probes[0][0] - 1000.0) < 1e-6) > 1 == sum(abs(orthogonal.probes[0][0] - 1000.0) < 1e-6)
+    for function in (lambda t: t, np.square):
+        ours, exact = found.trace_of(function), np.sum(function(values))
+        assert abs(ours.value - exact) < 4 * ours.stderr + 1e-9 * abs(exact)
+    np.testing.assert_allclose(found.density, orthogonal.density, atol=4 * found.stderr.max())
+
+
 def test_what_is_not_finite_is_said():
     op = from_hvp(lambda v: np.nan * v, 6)
     assert spectral_density(op, rng=0).status is Status.NOT_FINITE
@@ -128,6 +156,9 @@ def test_what_is_not_finite_is_said():
         (lambda: eigsh(H, N + 1), ValueError, "k must be at most"),
         (lambda: eigsh(H, 2, "BE"), ValueError, "which must be"),
         (lambda: eigsh(H, 2, basis=2), ValueError, "basis must be"),
+        (lambda: eigsh(H, 2, method="power"), ValueError, "method must be one of"),
+        (lambda: eigsh(H, 2, "LM", method="lobpcg"), ValueError, 'use method="lanczos"'),
+        (lambda: spectral_density(H, reorthogonalize=1), TypeError, "reorthogonalize"),
     ],
 )
 def test_bad_input(call, error, words):
