@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint docs bench race clean
+.PHONY: help demo test lint docs bench race study clean
 
 help:
 	@echo "make demo   run examples/colour_transfer.py"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs   build the documentation into docs/_build/html"
 	@echo "make bench  run the benchmarks quickly, and the race with POT"
 	@echo "make race   race with every peer, for hours; RACE_ARGS=--quick for minutes"
+	@echo "make study  run the studies of examples/, minutes each, with pictures in build/study"
 	@echo "make clean  remove caches, compiled kernels and build products"
 
 demo: $(VENV)/demo.stamp
@@ -44,6 +45,12 @@ bench: $(VENV)/bench.stamp
 
 race: $(VENV)/race.stamp
 	$(BIN)/python benchmarks/compare_ot.py $(RACE_ARGS)
+	$(BIN)/python benchmarks/compare_curvature.py
+
+study: $(VENV)/study.stamp
+	mkdir -p build/study
+	$(BIN)/python examples/study_spectra.py --out build/study
+	$(BIN)/python examples/study_hyper_cleaning.py --out build/study
 
 # numba keeps its compiled kernels (*.nbi, *.nbc) in __pycache__.
 clean:

@@ -1,13 +1,14 @@
-"""asv benchmarks of linear algebra: what conjugate gradients cost beside the products, and how many products they take."""
+"""asv benchmarks of linear algebra: conjugate gradients beside their products, and M-FAC beside the two products that it needs."""
 
 from __future__ import annotations
 
 import importlib
+import time
 from typing import Any
 
 import numpy as np
 
-from otbilevel.linalg import LinearResult, cg
+from otbilevel.linalg import MFAC, LinearResult, cg
 
 
 class Laplacian1D:
@@ -56,3 +57,40 @@ class ConjugateGradients:
 
     track_products.unit = "products"
     track_residual.unit = "relative"
+
+
+class EmpiricalFisher:
+    """`MFAC`: products with the inverse, and new gradients, beside the two matrix-vector products that one cannot do without."""
+
+    params = ((10_000, 1_000_000), (64, 256))
+    param_names = ("d", "window")
+
+    def setup(self, d: int, window: int) -> None:
+        rng = np.random.default_rng(0)
+        self.G = rng.standard_normal((window, d), dtype=np.float32)
+        self.x = rng.standard_normal(d, dtype=np.float32)
+        self.c = rng.standard_normal(window, dtype=np.float32)
+        self.F = MFAC.from_gradients(self.G, 1e-3)
+        self.F.solve(self.x)
+
+    def time_solve(self, *_: Any) -> None:
+        self.F.solve(self.x)
+
+    def time_the_two_products(self, *_: Any) -> None:
+        self.G @ self.x
+        self.G.T @ self.c
+
+    def time_add(self, *_: Any) -> None:
+        self.F.add(self.x)
+
+    def track_ratio(self, *_: Any) -> float:
+        """Time of `solve` over that of the two products, turn by turn."""
+        ratios = []
+        for _ in range(7):
+            times = []
+            for function in (self.time_solve, self.time_the_two_products):
+                start = time.perf_counter()
+                function()
+                times.append(time.perf_counter() - start)
+            ratios.append(times[0] / times[1])
+        return float(np.median(ratios))

@@ -1,10 +1,13 @@
 """Sphinx configuration. Pages are Markdown; the page of methods is written from the registry at build time."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import otbilevel
+from otbilevel._core.registry import Registry
+from otbilevel.linalg.ihvp import METHODS as INVERSES
 from otbilevel.ot.methods import METHODS
 
 HERE = Path(__file__).parent
@@ -43,26 +46,26 @@ numpydoc_xref_param_type = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"\.py$",
+    "filename_pattern": r"/(?!study_)\w+\.py$",  # studies take minutes: their pictures are in docs/studies
     "write_computation_times": False,
     "show_memory": False,
 }
 
 
-def write_methods() -> None:
-    """Write the table of methods, and the options of each, from the registry."""
-    parts = [METHODS.table()]
-    for row in METHODS:
+def write_methods(registry: Registry, file: str, level: str) -> None:
+    """Write the table of methods, and the options of each, from a registry."""
+    parts = [registry.table()]
+    for row in registry:
         summary = row.summary[0].upper() + row.summary[1:]
-        options = f"{row.options.__module__}.{row.options.__qualname__}"
-        parts += [
-            f'## `"{row.name}"`\n',
-            f"{summary}. Source: {row.reference}. By default at most {row.max_iter:,} iterations.\n",
-            f"```{{eval-rst}}\n.. autoclass:: {options}()\n   :no-index:\n```\n",
-        ]
+        limit = f"{row.max_iter:,}" if row.max_iter else "10 n"
+        source = f" Source: {row.reference}." if row.reference else ""
+        parts.append(f'{level} `"{row.name}"`\n\n{summary}.{source} By default at most {limit} iterations.\n')
+        if dataclasses.fields(row.options):
+            options = f"{row.options.__module__}.{row.options.__qualname__}"
+            parts.append(f"```{{eval-rst}}\n.. autoclass:: {options}()\n   :no-index:\n```\n")
     folder = HERE / "generated"
     folder.mkdir(exist_ok=True)
-    (folder / "methods.md").write_text("\n".join(parts), encoding="utf-8")
+    (folder / file).write_text("\n".join(parts), encoding="utf-8")
 
 
 def escape_mathematics(*args: Any) -> None:
@@ -79,4 +82,5 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", escape_mathematics, priority=1)
 
 
-write_methods()
+write_methods(METHODS, "methods.md", "##")
+write_methods(INVERSES, "ihvp.md", "####")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otbilevel._core.array import array_namespace
+
 
 def to_array(tensor: Tensor) -> Any:
     """What the solvers take for a tensor: on the CPU a NumPy view of its memory, for which there are compiled kernels, else itself.
@@ -27,3 +29,22 @@ def to_tensor(array: Any, like: Tensor) -> Tensor:
     if not isinstance(array, Tensor):
         return torch.tensor(array, dtype=like.dtype, device=like.device)
     return array.to(dtype=like.dtype, device=like.device)
+
+
+def shared(array: Any) -> Tensor:
+    """An array of any library as a tensor where it is, without a copy where its memory allows that."""
+    if isinstance(array, Tensor):
+        return array
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return torch.from_dlpack(array)
+
+
+def from_tensor(tensor: Tensor, like: Any) -> Any:
+    """A tensor as an array of the library, dtype and device of another one."""
+    if isinstance(like, Tensor):
+        return tensor.to(dtype=like.dtype, device=like.device)
+    if isinstance(like, np.ndarray):
+        return tensor.cpu().numpy().astype(like.dtype, copy=False)
+    xp = array_namespace(like)
+    return xp.astype(xp.from_dlpack(tensor), like.dtype, copy=False)

@@ -14,6 +14,7 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel.linalg.operators import SymmetricOperator
 from otbilevel.pytorch import gauss_newton, hessian
+from otbilevel.pytorch.arrays import from_tensor, shared
 from otbilevel.pytorch.batches import Batch, move, read, sample_count
 from otbilevel.pytorch.likelihoods import drawn_derivatives, reduction_of, true_derivatives
 from otbilevel.pytorch.objective import Objective, Params, Product, gradient, measured
@@ -97,7 +98,7 @@ class ModelOperator(SymmetricOperator):
         dict of Tensor
             By name.
         """
-        flat = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
+        flat = shared(x)
         parts, low = {}, 0
         for (name, p), high in zip(self._objective.params.items(), self._ends, strict=True):
             parts[name] = flat[low:high].reshape(p.shape).to(dtype=p.dtype, device=p.device)
@@ -133,9 +134,7 @@ class ModelOperator(SymmetricOperator):
                 before = totals[j]
                 totals[j] = part if before is None else before.add_(part)
         total = torch.stack([one for one in totals if one is not None], dim=1) if columns else torch.zeros(self.shape[0], 0)
-        if isinstance(X, Tensor):
-            return total.to(dtype=X.dtype, device=X.device)
-        return total.cpu().numpy().astype(X.dtype, copy=False)
+        return from_tensor(total, X)
 
     def _product(self, k: int) -> Product:
         """That of a piece of data."""

@@ -1,5 +1,6 @@
 """Operators of models against dense matrices by nested derivatives; what they leave alone, and what they refuse."""
 
+import array_api_strict
 import numpy as np
 import pytest
 
@@ -106,6 +107,9 @@ def test_vectors_come_back_as_they_went_in():
     np.testing.assert_array_equal(tensor.numpy(), product)
     v.flags.writeable = False
     np.testing.assert_array_equal(op @ v, product)
+    shared = op @ array_api_strict.asarray(np.array(v))  # any library, by DLPack
+    assert type(shared) is type(array_api_strict.asarray(0.0))
+    np.testing.assert_array_equal(np.asarray(shared), product)
 
 
 def test_tied_frozen_and_unused_parameters():
