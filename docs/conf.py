@@ -83,4 +83,4 @@ def setup(app: Any) -> None:
 
 
 write_methods(METHODS, "methods.md", "##")
-write_methods(INVERSES, "ihvp.md", "####")
+write_methods(INVERSES, "ihvp.md", "###")

@@ -33,6 +33,7 @@ __all__ = [
     "is_numpy_namespace",
     "library_name",
     "readonly",
+    "to_host",
     "to_numpy",
 ]
 
@@ -86,8 +87,8 @@ def as_array(x: Any, name: str) -> Array:
 def _check_tensor(x: Any, name: str) -> None:
     if x.requires_grad:
         msg = (
-            f"{name} is a tensor that requires gradients, which this function does not record: otbilevel.pytorch holds those that "
-            f"do (a solve_ot and a SinkhornLoss), or pass {name}.detach()"
+            f"{name} is a tensor that requires gradients, which this function does not record: pass {name}.detach(), or take what "
+            "otbilevel.pytorch has (solve_ot, SinkhornLoss, hypergradient)"
         )
         raise TypeError(msg)
     if "strided" not in str(x.layout):
@@ -159,6 +160,15 @@ def in_host_memory(x: Array) -> bool:
     except TypeError:
         return False
     return True
+
+
+def to_host(x: Array) -> np.ndarray:
+    """A few numbers of any library on the host, for decisions that are taken there: from a device, too, where they are copied."""
+    if not isinstance(x, np.ndarray) and hasattr(x, "cpu"):
+        x = x.detach().cpu()
+    elif not isinstance(x, np.ndarray) and hasattr(x, "get"):
+        x = x.get()
+    return to_numpy(x)
 
 
 def to_numpy(x: Array) -> np.ndarray:

@@ -16,7 +16,7 @@ from otbilevel.linalg.ihvp import ihvp
 from otbilevel.linalg.operators import SymmetricOperator
 from otbilevel.linalg.result import LinearResult
 
-CORRECTION = 5
+CORRECTION = 10
 """Iterations, at least, of the correction that estimates the error."""
 
 
@@ -34,8 +34,9 @@ class HypergradientResult(Result):
     residual : float
         Of that system, relative to its right-hand side, from a product of its own.
     error : float
-        An estimate of the norm of the error that the linear system leaves in `grad`; NaN when it was not asked for. What comes from
-        `y` not being optimal is not in it.
+        An estimate of the norm of the error that the linear system leaves in `grad`, within a factor of two in most cases; NaN when
+        it was not asked for, infinite when neither the system nor the correction that the estimate comes from was solved. It does
+        not see directions of so little curvature that the solver did not notice them, nor that `y` is not optimal.
     lower_gradient : float
         Norm of grad_y of the lower level at y: 0 at its optimum. The hypergradient is off by a multiple of it.
     negative_curvature : bool
@@ -114,6 +115,8 @@ class Implicit:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             correction = ihvp(self.op, rest, method, damping=damping, tol=0.1, max_iter=limit, preconditioner=preconditioner)
+        if not (correction.success or linear.success):
+            return float("inf")
         return float(norm(self.cross(correction.x)))
 
 
@@ -189,7 +192,7 @@ def hypergradient(  # noqa: PLR0913 -- the public contract
     rng : numpy.random.Generator or int
         Draws what is random.
     estimate_error : bool
-        Estimate the error that the residual leaves in the hypergradient, by half as many iterations again at most (five at least).
+        Estimate the error that the residual leaves in the hypergradient, by half as many iterations again at most (ten at least).
     raise_on_failure : bool
         Raise `ConvergenceError` instead of warning when the linear system is not solved.
 

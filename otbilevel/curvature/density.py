@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.result import Result, Status
+from otbilevel._core.result import Result, Status, report
 from otbilevel._core.rng import KINDS, draw, generator
 from otbilevel.linalg.conversion import as_operator
 from otbilevel.linalg.lanczos import lanczos
 from otbilevel.linalg.result import Estimate
 
 GRID = 1024
+FLAT = 1e-6
+"""Range of the nodes relative to their size that is taken at least: rounding gives no scale for a kernel."""
 MARGIN = 0.05
 """Of the range of the nodes, on either side of the grid."""
 
@@ -70,8 +72,10 @@ class SpectralDensity(Result):
         Estimate
             n times the mean of f, with its standard error over the probes.
         """
-        samples = np.array([self.n * float(weights @ function(nodes)) for nodes, weights in self.probes])
-        return Estimate.of(samples, self.nmatvec)
+        if not self.probes:
+            return Estimate.made(np.asarray(math.nan), np.asarray(math.nan), self.nmatvec)
+        samples = [self.n * float(weights @ np.broadcast_to(function(nodes), nodes.shape)) for nodes, weights in self.probes]
+        return Estimate.of(np.array(samples), self.nmatvec)
 
 
 def spectral_density(
@@ -117,6 +121,11 @@ def spectral_density(
     TypeError, ValueError
         When an argument is wrong; the message names it.
 
+    Warns
+    -----
+    ConvergenceWarning
+        When a product is not finite.
+
     Notes
     -----
     With full reorthogonalisation: O(n steps) memory, O(n steps^2) work for a probe beside the products.
@@ -142,13 +151,13 @@ def spectral_density(
         start = draw(random, kind, (op.shape[0],), op.xp, dtype=op.dtype, device=op.device)
         found = lanczos(op, start, length, reorthogonalize=reorthogonalize)
         if not (np.all(np.isfinite(found.diagonal)) and np.all(np.isfinite(found.off))):
-            return _not_finite(op.shape[0], op.nmatvec - before)
+            return report(_not_finite(op.shape[0], op.nmatvec - before), raise_on_failure=False)
         values, vectors = found.ritz()
         probes.append((values, vectors[0, :] ** 2))
     nodes, weights = np.concatenate([v for v, _ in probes]), np.concatenate([w for _, w in probes]) / count
     order = np.argsort(nodes)
     low, high = float(nodes.min()), float(nodes.max())
-    spread = (high - low) or max(abs(high), 1.0)
+    spread = max(high - low, FLAT * max(abs(low), abs(high))) or 1.0
     width = 0.01 * spread if bandwidth is None else validate.real(bandwidth, "bandwidth", low=0.0, strict=True)
     margin = MARGIN * spread + 4 * width
     places = np.linspace(low - margin, high + margin, GRID) if grid is None else _grid(grid)

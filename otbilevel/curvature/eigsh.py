@@ -28,7 +28,7 @@ class Eigenpairs(Result):
     Attributes
     ----------
     values : (k,) ndarray
-        Eigenvalues in descending order ("SA": ascending; "LM": by magnitude), in host memory.
+        Eigenvalues in descending order ("SA": ascending; "LM": by magnitude), in host memory; fewer when `max_matvec` was below k.
     vectors : (n, k) array
         Eigenvectors of norm 1, one a column.
     residuals : (k,) ndarray
@@ -150,6 +150,10 @@ def _certified(
     values, vectors, largest = pairs
     rest = op.matmat(vectors) - vectors * op.xp.asarray(values, dtype=op.dtype, device=op.device)[None, :]
     residuals = np.array([float(v) for v in op.xp.linalg.vector_norm(rest, axis=0)])
+    info = op.xp.finfo(op.dtype)
+    if not math.sqrt(float(info.smallest_normal)) < largest < math.sqrt(float(info.max)) and largest != 0.0:
+        status = Status.NUMERICAL_FAILURE  # norms of vectors of this size are 0 or infinite
+        return Eigenpairs(values, vectors, residuals, op.nmatvec - before, False, status, _MESSAGES[status])
     good = len(values) == k and bool(np.all(residuals <= tol * largest))
     status = Status.SUCCESS if good else Status.ITERATION_LIMIT if op.nmatvec - before >= limit else Status.STALLED
     return Eigenpairs(values, vectors, residuals, op.nmatvec - before, good, status, _MESSAGES[status])
@@ -159,5 +163,6 @@ _MESSAGES = {
     Status.SUCCESS: "all residuals are below the tolerance",
     Status.ITERATION_LIMIT: "the products are used up: raise max_matvec or basis, or raise tol",
     Status.STALLED: "the residuals fall no more: raise tol, products are not as exact, or not those of a symmetric operator",
+    Status.NUMERICAL_FAILURE: "eigenvalues over- or underflow when they are squared: multiply the operator by a number",
     Status.NOT_FINITE: "a product is not finite: look at the function that computes it, and at the data",
 }

@@ -92,7 +92,7 @@ def cg(
     limit = 10 * b.shape[0] if max_iter is None else validate.integer(max_iter, "max_iter")
     xp = array_namespace(b)
     measure = norm or _euclidean
-    unit = _power_of_two(float(xp.max(xp.abs(b))))  # squares must not over- or underflow
+    unit = power_of_two(float(xp.max(xp.abs(b))))  # squares must not over- or underflow
     b = b / unit
     scale = size = measure(b)
     state, verified = _State(xp.zeros_like(b), b, size), math.inf
@@ -189,7 +189,7 @@ def _identity(r: Array) -> Array:
     return r
 
 
-def _power_of_two(size: float) -> float:
+def power_of_two(size: float) -> float:
     """The power of two below `size`, by which one can divide without rounding; 1 when there is none."""
     return math.ldexp(1.0, math.frexp(size)[1] - 1) if 0 < size < math.inf else 1.0
 

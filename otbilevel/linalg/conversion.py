@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, as_array
+from otbilevel._core.array import Array, array_namespace, as_array, device, to_numpy
 from otbilevel.linalg.operators import LinearOperator, SymmetricOperator
 
 
@@ -42,7 +42,7 @@ class MatrixOperator(SymmetricOperator):
         return self.matrix @ X
 
     def to_dense(self) -> Array:
-        return self.matrix
+        return self.xp.asarray(self.matrix, copy=True)
 
 
 def from_hvp(fn: Callable[[Array], Array], n: int, *, xp: ModuleType | None = None, psd: bool = False) -> SymmetricOperator:
@@ -128,3 +128,29 @@ def as_operator(operator: Any, name: str = "op") -> SymmetricOperator:
         msg = f"{name} must be symmetric, but entries differ from their mirror images by {asymmetry:g}"
         raise ValueError(msg)
     return MatrixOperator(matrix)
+
+
+def in_library(op: SymmetricOperator, value: Any, name: str) -> Array:
+    """A vector or matrix in the library of an operator's products, and in their dtype where that is the wider one.
+
+    Raises
+    ------
+    TypeError
+        When it lives on another device: nothing is transferred silently.
+    """
+    value = as_array(value, name)
+    if array_namespace(value) is not op.xp:
+        value = op.xp.asarray(to_numpy(value), device=op.device)
+    elif str(device(value)) != str(op.device):
+        msg = f"{name} must be on {op.device}, where the operator is, got {device(value)}: move it first"
+        raise TypeError(msg)
+    return op.xp.astype(value, op.xp.result_type(value.dtype, op.dtype), copy=False)
+
+
+def like_input(value: Array, given: Any) -> Array:
+    """A result in the library and dtype of what was given; NumPy for lists."""
+    given = as_array(given, "the input")
+    xp = array_namespace(given)
+    if array_namespace(value) is not xp:
+        value = xp.asarray(to_numpy(value), device=device(given))
+    return xp.astype(value, given.dtype, copy=False)

@@ -26,7 +26,8 @@ def hutchpp(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
     Returns
     -------
     Estimate
-        Value and standard error, from the scatter of the last third; 0 when the range was found whole.
+        Value and standard error, from the scatter of the last third, which are few: it tends to be too small. 0 when the range was
+        found whole.
 
     Raises
     ------

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, as_array
+from otbilevel._core.array import Array
 from otbilevel._core.registry import Method, Registry
 from otbilevel._core.result import Status, report
-from otbilevel.linalg.cg import cg, check_system
-from otbilevel.linalg.conversion import as_operator
+from otbilevel.linalg.cg import cg, check_system, power_of_two
+from otbilevel.linalg.conversion import as_operator, in_library, like_input
 from otbilevel.linalg.minres import minres
 from otbilevel.linalg.neumann import lissa, neumann, verified
 from otbilevel.linalg.nystrom import Nystrom, nystrom
@@ -20,6 +20,7 @@ from otbilevel.linalg.result import LinearResult
 from otbilevel.linalg.woodbury import MFAC
 
 METHODS = Registry("ihvp")
+APPROXIMATE = 'what stands in for H leaves this residual: it is no solver; take it as preconditioner of method="cg"'
 EVERYWHERE = ("numpy", "array_api_strict", "torch")
 
 
@@ -117,6 +118,9 @@ class NystromOptions:
     def __post_init__(self) -> None:
         validate.integer(self.rank, "rank", low=1)
         validate.boolean(self.direct, "direct")
+        if self.approximation is not None and not isinstance(self.approximation, Nystrom):
+            msg = f"approximation must be a Nystrom, got {type(self.approximation).__name__}"
+            raise TypeError(msg)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class MFACOptions:
         if (self.gradients is None) == (self.approximation is None):
             msg = 'method="mfac" needs either options={"gradients": ...} or options={"approximation": an MFAC}'
             raise ValueError(msg)
+        if self.approximation is not None and not isinstance(self.approximation, MFAC):
+            msg = f"approximation must be an MFAC, got {type(self.approximation).__name__}"
+            raise TypeError(msg)
 
 
 def ihvp(
@@ -161,7 +168,7 @@ def ihvp(
     op : SymmetricOperator or (n, n) array_like
         H.
     b : (n,) array_like
-        Right-hand side.
+        Right-hand side. It may be of another library than the products of `op` when both are in host memory.
     method : str
         A row of the registry; ``"auto"`` takes conjugate gradients where `op` says that it is positive semi-definite, else MINRES.
     damping : float
@@ -171,7 +178,7 @@ def ihvp(
     max_iter : int, optional
         Iteration limit; by default that of the method.
     init : (n,) array_like or LinearResult, optional
-        Where to start. Methods that do not iterate ignore it.
+        Where to start: the method solves for the correction. For methods that do not iterate that is a step of refinement.
     preconditioner : callable, optional
         ``preconditioner(r)`` approximates (H + damping I)^-1 r, symmetric and positive definite; for ``"cg"`` and ``"minres"``.
     rng : numpy.random.Generator or int, optional
@@ -184,7 +191,7 @@ def ihvp(
     Returns
     -------
     LinearResult
-        `x`, and `residual` from a product of its own.
+        `x`, like `b`, and `residual` from a product of its own.
 
     Raises
     ------
@@ -206,28 +213,32 @@ def ihvp(
     array([0.5 , 0.25])
     """
     plain = as_operator(op)
-    b = check_system(plain, b)
+    given, b = b, check_system(plain, in_library(plain, b, "b"))
+    unit = power_of_two(float(plain.xp.max(plain.xp.abs(b))))  # squares must not over- or underflow
     shift = validate.real(damping, "damping", low=0.0)
     if method == "auto":
         method = "cg" if plain.psd else "minres"
     row = METHODS[method]
     settings = row.make_options(options)
+    if preconditioner is not None and not callable(preconditioner):
+        msg = f"preconditioner must be a function of a vector, got {type(preconditioner).__name__}"
+        raise TypeError(msg)
     if preconditioner is not None and method not in ("cg", "minres"):
         msg = f'preconditioner is for method="cg" and "minres", not for {method!r}: leave it out'
         raise ValueError(msg)
     limit = row.max_iter if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
     target, strict = validate.real(tol, "tol", low=0.0), validate.boolean(raise_on_failure, "raise_on_failure")
     damped = plain.damp(shift) if shift else plain
-    system = System(damped, plain, shift, b, target, limit or 10 * b.shape[0], preconditioner, rng)
-    result: LinearResult = _from(init, system, lambda one: row.solve(one, settings))
-    return report(result, raise_on_failure=strict)
+    system = System(damped, plain, shift, b / unit, target, limit or 10 * b.shape[0], preconditioner, rng)
+    start = None if init is None else in_library(plain, init.x if isinstance(init, LinearResult) else init, "init") / unit
+    result: LinearResult = _from(start, system, lambda one: row.solve(one, settings))
+    return report(replace(result, x=like_input(result.x * unit, given)), raise_on_failure=strict)
 
 
-def _from(init: Any, system: System, solve: Callable[[System], LinearResult]) -> LinearResult:
+def _from(start: Array | None, system: System, solve: Callable[[System], LinearResult]) -> LinearResult:
     """Solve for the correction of a start."""
-    if init is None:
+    if start is None:
         return solve(system)
-    start = as_array(init.x if isinstance(init, LinearResult) else init, "init")
     if tuple(start.shape) != tuple(system.b.shape):
         msg = f"init must have shape {tuple(system.b.shape)}, got {tuple(start.shape)}"
         raise ValueError(msg)
@@ -263,7 +274,7 @@ def _lissa(system: System, options: LissaOptions) -> LinearResult:
 def _nystrom(system: System, options: NystromOptions) -> LinearResult:
     near = options.approximation or nystrom(system.plain, options.rank, rng=system.rng)
     if options.direct:
-        return verified(system.op, near.solve(system.b, system.damping), system.b, system.tol, 0, None)
+        return verified(system.op, near.solve(system.b, system.damping), system.b, system.tol, 0, None, shortfall=APPROXIMATE)
     precondition = lambda r: near.precondition(r, system.damping)  # noqa: E731
     return cg(system.op, system.b, preconditioner=precondition, tol=system.tol, max_iter=system.max_iter)
 
@@ -275,7 +286,7 @@ def _mfac(system: System, options: MFACOptions) -> LinearResult:
             msg = 'method="mfac" with gradients needs damping > 0: their empirical Fisher matrix is singular'
             raise ValueError(msg)
         near = MFAC.from_gradients(options.gradients, system.damping)
-    return verified(system.op, near.solve(system.b), system.b, system.tol, 0, None)
+    return verified(system.op, near.solve(system.b), system.b, system.tol, 0, None, shortfall=APPROXIMATE)
 
 
 def _dense(system: System, options: NoOptions) -> LinearResult:  # noqa: ARG001
@@ -284,10 +295,11 @@ def _dense(system: System, options: NoOptions) -> LinearResult:  # noqa: ARG001
         return verified(system.op, xp.zeros_like(system.b), system.b, system.tol, 0, Status.NOT_FINITE)
     values, vectors = xp.linalg.eigh(0.5 * (matrix + matrix.T))
     sizes = xp.abs(values)
-    floor = float(xp.max(sizes)) * values.shape[0] * float(xp.finfo(values.dtype).eps)
+    floor = float(xp.max(sizes)) * max(values.shape[0] * float(xp.finfo(values.dtype).eps), 10 * system.op.precision)
     inverse = xp.where(sizes > floor, 1.0 / xp.where(sizes > floor, values, xp.ones_like(values)), xp.zeros_like(values))
     x = vectors @ (inverse * (vectors.T @ system.b))
-    return verified(system.op, x, system.b, system.tol, 1, None, negative=bool(xp.any(values < -floor)))
+    shortfall = "b is not in the range of the matrix, or rounding allows no smaller residual"
+    return verified(system.op, x, system.b, system.tol, 1, None, negative=bool(xp.any(values < -floor)), shortfall=shortfall)
 
 
 for _row in (

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, as_array
-from otbilevel.linalg.conversion import as_operator
+from otbilevel._core.array import Array, array_namespace, to_host
+from otbilevel.linalg.conversion import as_operator, in_library
 
 EXHAUSTED = 1e-12
 """Norm of the next vector, relative to the operator's size, from which the Krylov space is used up."""
@@ -56,7 +56,7 @@ def orthogonal(w: Array, rows: Array, near: int) -> tuple[Array, np.ndarray, flo
         known = rows[first:, :]
         part = known @ w
         w = w - known.T @ part
-        total[first:] += part if isinstance(part, np.ndarray) else np.array([float(v) for v in part])
+        total[first:] += to_host(part)
         before, size = size, float(xp.linalg.vector_norm(w))
         if first == 0 and not size < TWICE * before:
             break
@@ -107,7 +107,7 @@ def lanczos(op: Any, start: Any, steps: int, *, reorthogonalize: bool = True) ->
     """
     op = as_operator(op)
     xp, n = op.xp, op.shape[0]
-    start = as_array(start, "start")
+    start = in_library(op, start, "start")
     if tuple(start.shape) != (n,):
         msg = f"start must have shape ({n},), got {tuple(start.shape)}"
         raise ValueError(msg)

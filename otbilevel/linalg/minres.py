@@ -10,7 +10,7 @@ from typing import Any
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace
 from otbilevel._core.result import Status
-from otbilevel.linalg.cg import check_system
+from otbilevel.linalg.cg import check_system, power_of_two
 from otbilevel.linalg.operators import LinearOperator
 from otbilevel.linalg.result import LinearResult
 
@@ -82,6 +82,8 @@ def minres(
     tol = validate.real(tol, "tol", low=0.0)
     limit = 10 * b.shape[0] if max_iter is None else validate.integer(max_iter, "max_iter")
     xp = array_namespace(b)
+    unit = power_of_two(float(xp.max(xp.abs(b))))  # squares must not over- or underflow
+    b = b / unit
     scale = float(xp.linalg.vector_norm(b))
     state, verified = _State(xp.zeros_like(b), b, scale), math.inf
     while state.size > tol * scale and state.ended is None:
@@ -94,7 +96,7 @@ def minres(
     residual = state.size / scale if scale > 0 else state.size
     floor = Status.STALLED if residual < math.inf else Status.NOT_FINITE
     status = Status.SUCCESS if residual <= tol else state.ended or floor
-    return LinearResult(state.x, residual, state.negative, state.nit, status is Status.SUCCESS, status, _MESSAGES[status])
+    return LinearResult(state.x * unit, residual, state.negative, state.nit, status is Status.SUCCESS, status, _MESSAGES[status])
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel._core.result import Status
 from otbilevel._core.rng import draw, generator
-from otbilevel.linalg.cg import check_system
+from otbilevel.linalg.cg import check_system, power_of_two
 from otbilevel.linalg.conversion import as_operator
 from otbilevel.linalg.lanczos import lanczos
 from otbilevel.linalg.operators import SymmetricOperator
@@ -18,7 +19,9 @@ from otbilevel.linalg.result import LinearResult
 
 PROBE_STEPS = 12
 """Steps of Lanczos' method that bound the spectrum."""
-DIVERGED = 1e3
+DIVERGED, HOPELESS = 1e3, 1e15
+LOOKED_AT = 8
+"""Parts whose spectra are bounded; the step is halved for what others may be like."""
 
 
 def spectrum_bounds(op: SymmetricOperator, rng: Any, steps: int = PROBE_STEPS) -> tuple[float, float]:
@@ -91,6 +94,8 @@ def neumann(
     tol, limit = validate.real(tol, "tol", low=0.0), 1000 if max_iter is None else validate.integer(max_iter, "max_iter")
     length, lowest = _step(op, step, rng)
     xp = op.xp
+    unit = power_of_two(float(xp.max(xp.abs(b))))
+    b = b / unit
     scale = float(xp.linalg.vector_norm(b))
     x, r, size, nit, ended = xp.zeros_like(b), b, scale, 0, None
     if lowest < 0:
@@ -104,7 +109,8 @@ def neumann(
             x = x + length * r
             r = r - length * op.matvec(r)
             size, nit = float(xp.linalg.vector_norm(r)), nit + 1
-    return verified(op, x, b, tol, nit, ended, negative=lowest < 0)
+    found = verified(op, x, b, tol, nit, ended, negative=lowest < 0)
+    return replace(found, x=found.x * unit)
 
 
 def lissa(
@@ -162,26 +168,43 @@ def lissa(
     b = check_system(op, b)
     drawn = [as_operator(part, "a part of the operator") for part in parts or getattr(op, "parts", None) or [op]]
     terms, series = validate.integer(depth, "depth", low=1), validate.integer(repeats, "repeats", low=1)
-    bounds = [_step(part, step, random) for part in drawn]
+    looked_at = random.permutation(len(drawn))[:LOOKED_AT]
+    bounds = [_step(drawn[int(k)], step, random) for k in looked_at]
     length, lowest = min(found[0] for found in bounds), min(found[1] for found in bounds)
-    mean = op.xp.zeros_like(b)
+    if step is None and len(drawn) > LOOKED_AT:
+        length *= 0.5
+    mean, size = op.xp.zeros_like(b), length * float(op.xp.linalg.vector_norm(b)) or 1.0
     for _ in range(series):
         x = length * b
         for k in random.integers(0, len(drawn), size=terms):
             x = x + length * (b - drawn[int(k)].matvec(x))
+            if not float(op.xp.linalg.vector_norm(x)) < HOPELESS * size:
+                break
         mean = mean + x / series
-    return verified(op, mean, b, validate.real(tol, "tol", low=0.0), terms * series, Status.ITERATION_LIMIT, negative=lowest < 0)
+    found = verified(op, mean, b, validate.real(tol, "tol", low=0.0), terms * series, Status.ITERATION_LIMIT, negative=lowest < 0)
+    if 1.0 <= found.residual < math.inf and not found.success:
+        return replace(found, status=Status.NUMERICAL_FAILURE, message=_MESSAGES[Status.NUMERICAL_FAILURE])
+    return found
 
 
 def verified(
-    op: SymmetricOperator, x: Array, b: Array, tol: float, nit: int, ended: Status | None, *, negative: bool = False
+    op: SymmetricOperator,
+    x: Array,
+    b: Array,
+    tol: float,
+    nit: int,
+    ended: Status | None,
+    *,
+    negative: bool = False,
+    shortfall: str = "rounding allows no smaller residual",
 ) -> LinearResult:
-    """A result whose residual is computed here, by one product."""
+    """A result whose residual is computed here, by one product; `shortfall` says why it may be large when nothing `ended` it."""
     xp = op.xp
     scale, size = float(xp.linalg.vector_norm(b)), float(xp.linalg.vector_norm(b - op.matvec(x)))
     residual = size / scale if scale > 0 else size
     status = Status.SUCCESS if residual <= tol else Status.NOT_FINITE if not residual < math.inf else ended or Status.STALLED
-    return LinearResult(x, residual, negative, nit, status is Status.SUCCESS, status, _MESSAGES[status])
+    message = shortfall if status is Status.STALLED else _MESSAGES[status]
+    return LinearResult(x, residual, negative, nit, status is Status.SUCCESS, status, message)
 
 
 def _step(op: SymmetricOperator, step: float | None, rng: Any) -> tuple[float, float]:
@@ -190,14 +213,13 @@ def _step(op: SymmetricOperator, step: float | None, rng: Any) -> tuple[float, f
         return validate.real(step, "step", low=0.0, strict=True), 0.0
     lowest, highest = spectrum_bounds(op, rng)
     top = max(highest, -lowest)
-    negligible = -1e-10 * top if top > 0 else 0.0  # rounding of a singular operator
+    negligible = -max(1e-10, 100 * op.precision) * top if top > 0 else 0.0  # rounding of a singular operator
     return (1.0 / top if top > 0 else 1.0), (lowest if lowest < negligible else 0.0)
 
 
 _MESSAGES = {
     Status.SUCCESS: "the residual is below the tolerance",
     Status.ITERATION_LIMIT: "the terms are used up: raise max_iter or depth, add damping, or take conjugate gradients",
-    Status.STALLED: "rounding allows no smaller residual",
     Status.NUMERICAL_FAILURE: "negative curvature, or a step beyond 2 / lambda_max: add damping, or leave step out",
     Status.NOT_FINITE: "a product, or the right-hand side, is not finite",
 }

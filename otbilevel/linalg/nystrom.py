@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from otbilevel._core import validate
-from otbilevel._core.array import Array
+from otbilevel._core.array import Array, array_namespace, device, to_host
 from otbilevel._core.rng import draw, generator
 from otbilevel.linalg.conversion import as_operator
 
@@ -65,11 +67,13 @@ class Nystrom:
         (n,) array
             The preconditioned residual.
         """
-        last = float(self.values[-1]) + damping
-        inside = self.vectors.T @ x
-        if not last > 0:
-            last = 1e-8 * float(self.values[0]) or 1.0
-        return self.vectors @ (inside * (last / (self.values + damping + 1e-300) - 1.0)) + x
+        shifted = to_host(self.values) + damping
+        known = shifted > 1e-8 * shifted[0]  # the rest is noise, and left as it is, like what lies beyond the approximation
+        last = shifted[known].min(initial=math.inf)
+        factors = np.where(known, last / np.where(known, shifted, 1.0), 1.0) - 1.0 if known.any() else np.zeros(len(shifted))
+        xp = array_namespace(self.vectors)
+        weights = xp.asarray(factors, dtype=self.vectors.dtype, device=device(self.vectors))
+        return self.vectors @ (weights * (self.vectors.T @ x)) + x
 
 
 def nystrom(op: Any, rank: int, *, rng: Any = None) -> Nystrom:
@@ -120,18 +124,20 @@ def nystrom(op: Any, rank: int, *, rng: Any = None) -> Nystrom:
     if not size < math.inf:
         msg = "the products of op are not finite: look at the function that computes them, and at the data"
         raise ValueError(msg)
-    shift = float(xp.finfo(op.dtype).eps) * size or 1.0
-    core = omega.T @ product + shift * xp.eye(r, dtype=op.dtype, device=op.device)
-    values, vectors = xp.linalg.eigh(0.5 * (core + core.T))
-    if not float(values[0]) > -1e-6 * size:
+    core = omega.T @ product
+    noise = max(op.precision * size, float(xp.linalg.matrix_norm(core - core.T)))  # products are not exactly symmetric, either
+    shift = noise or 1.0
+    values, vectors = xp.linalg.eigh(0.5 * (core + core.T) + shift * xp.eye(r, dtype=op.dtype, device=op.device))
+    if not float(values[0]) > -max(1e-6 * size, 10 * noise):
         msg = (
             f"op is not positive semi-definite: v'Hv = {float(values[0]):.3g} for a vector of norm 1; add damping, or take "
             'method="minres"'
         )
         raise ValueError(msg)
     shifted = product + shift * omega
-    floor = 0.1 * shift
-    safe = xp.where(values > floor, values, xp.full_like(values, floor))
-    left, singular, _ = xp.linalg.svd((shifted @ vectors) / xp.sqrt(safe), full_matrices=False)
+    known = values > 2.0 * shift  # what is smaller is noise, which a division by it would make large
+    safe = xp.where(known, values, xp.ones_like(values))
+    scaled = xp.where(known, xp.ones_like(values), xp.zeros_like(values)) / xp.sqrt(safe)
+    left, singular, _ = xp.linalg.svd((shifted @ vectors) * scaled, full_matrices=False)
     squares = singular**2 - shift
     return Nystrom(xp.where(squares > 0, squares, xp.zeros_like(squares)), left)

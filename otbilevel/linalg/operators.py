@@ -13,6 +13,9 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, as_array, device, to_numpy
 
+BLOCK = 2**20
+"""Numbers of unit vectors that are multiplied at a time."""
+
 
 @runtime_checkable
 class LinearOperator(Protocol):
@@ -49,12 +52,14 @@ class SymmetricOperator(ABC):
         An array of the library, on the device and of the floating dtype that the products have.
     psd : bool
         Whether the operator is known to be positive semi-definite.
+    precision : float, optional
+        Relative rounding of products, by default that of the dtype; more where they are computed in a lower precision.
 
     Attributes
     ----------
     shape : tuple of int
         ``(n, n)``.
-    psd : bool
+    psd, precision
         As given.
     xp, device, dtype
         Where products live.
@@ -62,11 +67,12 @@ class SymmetricOperator(ABC):
         How many vectors have been multiplied so far.
     """
 
-    def __init__(self, n: int, like: Array, *, psd: bool = False) -> None:
+    def __init__(self, n: int, like: Array, *, psd: bool = False, precision: float | None = None) -> None:
         self.shape = (n, n)
         self.psd = psd
         self.xp: ModuleType = array_namespace(like)
         self.device, self.dtype = device(like), like.dtype
+        self.precision = float(self.xp.finfo(like.dtype).eps) if precision is None else precision
         self.nmatvec = 0
 
     @abstractmethod
@@ -75,7 +81,7 @@ class SymmetricOperator(ABC):
 
     def _matmat(self, X: Array) -> Array:  # noqa: N803 -- a matrix
         """The product with a matrix of shape (n, k)."""
-        return self.xp.stack([self._matvec(X[:, j]) for j in range(X.shape[1])], axis=1)
+        return self.xp.stack([self._matvec(X[:, j]) for j in range(X.shape[1])], axis=1) if X.shape[1] else X
 
     def matvec(self, x: Any, /) -> Array:
         """Return the product with a vector.
@@ -138,6 +144,9 @@ class SymmetricOperator(ABC):
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: Any) -> SymmetricOperator:
+        return Scaled(self, 1.0 / validate.real(divisor, "the divisor"))
+
     def __neg__(self) -> SymmetricOperator:
         return Scaled(self, -1.0)
 
@@ -179,8 +188,12 @@ class SymmetricOperator(ABC):
         (n, n) array
             The matrix.
         """
-        eye = self.xp.eye(self.shape[0], dtype=self.dtype, device=self.device)
-        return self.matmat(eye)
+        n, width = self.shape[0], max(1, BLOCK // self.shape[0])
+        blocks = []
+        for low in range(0, n, width):
+            unit = self.xp.eye(n, min(width, n - low), k=-low, dtype=self.dtype, device=self.device)
+            blocks.append(self.matmat(unit))
+        return self.xp.concat(blocks, axis=1)
 
     def to_scipy(self) -> ScipyOperator:
         """Return the operator as SciPy's, which takes and gives NumPy arrays; only for products in host memory.
@@ -214,7 +227,11 @@ class Sum(SymmetricOperator):
         if first.shape != second.shape:
             msg = f"operators of one shape can be added, got {first.shape} and {second.shape}"
             raise ValueError(msg)
-        super().__init__(first.shape[0], _empty(first), psd=first.psd and second.psd)
+        if first.xp is not second.xp or str(first.device) != str(second.device):
+            msg = f"operators of one array library and device can be added, got {first!r} and {second!r}"
+            raise TypeError(msg)
+        rounding = max(first.precision, second.precision)
+        super().__init__(first.shape[0], _empty(first), psd=first.psd and second.psd, precision=rounding)
         self._first, self._second = first, second
 
     def _matvec(self, x: Array) -> Array:
@@ -228,7 +245,7 @@ class Scaled(SymmetricOperator):
     """factor A."""
 
     def __init__(self, operator: SymmetricOperator, factor: float) -> None:
-        super().__init__(operator.shape[0], _empty(operator), psd=operator.psd and factor >= 0)
+        super().__init__(operator.shape[0], _empty(operator), psd=operator.psd and factor >= 0, precision=operator.precision)
         self._operator, self._factor = operator, factor
 
     def _matvec(self, x: Array) -> Array:
@@ -242,8 +259,13 @@ class Damped(SymmetricOperator):
     """A + damping I."""
 
     def __init__(self, operator: SymmetricOperator, damping: float) -> None:
-        super().__init__(operator.shape[0], _empty(operator), psd=operator.psd and damping >= 0)
+        super().__init__(operator.shape[0], _empty(operator), psd=operator.psd and damping >= 0, precision=operator.precision)
         self._operator, self._damping = operator, damping
+
+    @property
+    def parts(self) -> list[SymmetricOperator]:
+        """Operators of which this is the mean, for methods that draw from them: those of A, damped; none where A has none."""
+        return [Damped(part, self._damping) for part in getattr(self._operator, "parts", None) or ()]
 
     def _matvec(self, x: Array) -> Array:
         return self._operator.matvec(x) + self._damping * x
@@ -266,7 +288,7 @@ class Restricted(SymmetricOperator):
         if chosen.min() < -n or chosen.max() >= n or np.unique(chosen % n).size < chosen.size:
             msg = f"indices must be different ones between 0 and {n - 1}, got them from {chosen.min()} to {chosen.max()}"
             raise ValueError(msg)
-        super().__init__(chosen.size, _empty(operator), psd=operator.psd)
+        super().__init__(chosen.size, _empty(operator), psd=operator.psd, precision=operator.precision)
         places = np.full(n, chosen.size)
         places[chosen % n] = np.arange(chosen.size)
         self._operator = operator

@@ -47,7 +47,7 @@ class Estimate(Result):
     value : float or (n,) array
         The estimate.
     stderr : float or (n,) array
-        Its standard error, estimated from the samples; 0 where it is exact.
+        An estimate of its standard error, from the samples; 0 where it is exact.
     nmatvec : int
         Products that it took.
     success, status, message

@@ -7,6 +7,7 @@ from typing import Any
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, as_array, device
+from otbilevel.linalg.conversion import in_library, like_input
 from otbilevel.linalg.operators import SymmetricOperator
 
 
@@ -72,6 +73,7 @@ class MFAC(SymmetricOperator):
         self._G = self._zeros(self._blocks, self.window, self._block)
         self._S = self._zeros(self._blocks, self.window, self.window, double=True)
         self.count = 0
+        self._borrowed = False
         self._factor: Array | None = None
         self._white: Array | None = None
 
@@ -100,6 +102,7 @@ class MFAC(SymmetricOperator):
         made = cls(G.shape[1], G.shape[0], damping, block_size=block_size, like=G[:0, 0])
         made._require_finite(G, "gradients")
         made._G = made.xp.permute_dims(made._cut(G), (1, 0, 2)) if made._blocks > 1 else G[None, :, :]
+        made._borrowed = made._blocks == 1  # the caller's own memory, until a gradient is added
         made._S = made.xp.astype(made._G @ made.xp.matrix_transpose(made._G), made.xp.float64)
         made.count = G.shape[0]
         return made
@@ -117,7 +120,9 @@ class MFAC(SymmetricOperator):
         gradient : (d,) array_like
             The gradient, finite.
         """
-        g = self._operand(gradient, 1)
+        g = self._operand(in_library(self, gradient, "the gradient"), 1)
+        if self._borrowed:
+            self._G, self._borrowed = self.xp.asarray(self._G, copy=True), False
         self._require_finite(g, "the gradient")
         slot, parts = self.count % self.window, self._cut(self.xp.astype(g, self.dtype)[None, :])[0, :, :]
         self._G[:, slot, :] = parts
@@ -140,7 +145,11 @@ class MFAC(SymmetricOperator):
         (d,) or (d, k) array
             The solution.
         """
-        x = self._operand(x, len(getattr(x, "shape", (0,))))
+        given = as_array(x, "x")
+        x = self._operand(self.xp.astype(in_library(self, given, "x"), self.dtype, copy=False), len(given.shape))
+        return like_input(self._solve(x), given)
+
+    def _solve(self, x: Array) -> Array:
         if self.count == 0:
             return x / self.damping
         flat = len(x.shape) == 1

@@ -41,8 +41,8 @@ def xtrace(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
     Returns
     -------
     Estimate
-        Value and standard error, from the scatter of the estimates that leave one probe out; 0 with n probes, where the trace is
-        exact.
+        Value and standard error, from the scatter of the estimates that leave one probe out. These share all other probes, so that
+        it tends to be too small; 0 with n probes, where the trace is exact.
 
     Raises
     ------
@@ -99,8 +99,8 @@ def xdiag(op: Any, n_matvec: int, *, rng: Any = None) -> Estimate:
     Returns
     -------
     Estimate
-        Vectors of values and standard errors, from the scatter of the estimates that leave one probe out; 0 with n probes, where it
-        is exact.
+        Vectors of values and standard errors, from the scatter of the estimates that leave one probe out, which tend to be too
+        small; 0 with n probes, where it is exact.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,15 @@ class Batch:
         The factor.
     seed : int
         Of targets that are drawn.
+    number : int
+        Which batch it is, or is a piece of.
     """
 
     inputs: Any
     targets: Any
     share: float
     seed: int
+    number: int = 0
 
     def pieces(self, width: int | None, *, mean: bool) -> Iterator[Batch]:
         """The same in pieces of at most `width` samples, for a loss that is a mean over samples or a sum."""
@@ -37,10 +40,13 @@ class Batch:
         if width is None or width >= count:
             yield self
             return
+        if isinstance(self.targets, Tensor) and self.targets.shape[0] != count:
+            msg = f"a batch of {count} inputs and {self.targets.shape[0]} targets cannot be cut: leave microbatch out"
+            raise ValueError(msg)
         for low in range(0, count, width):
             piece = slice(low, min(low + width, count))
             part = (piece.stop - low) / count if mean else 1.0
-            yield Batch(take(self.inputs, piece), take(self.targets, piece), part * self.share, self.seed + low)
+            yield Batch(take(self.inputs, piece), take(self.targets, piece), part * self.share, self.seed + low, self.number)
 
 
 def read(data: Any, *, mean: bool, seed: int = 0) -> list[Batch]:
@@ -51,7 +57,7 @@ def read(data: Any, *, mean: bool, seed: int = 0) -> list[Batch]:
     TypeError, ValueError
         When data is empty, or holds something else than pairs (inputs, targets).
     """
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):  # one batch
         data = [data]
     pairs = []
     for k, batch in enumerate(data):
@@ -67,12 +73,12 @@ def read(data: Any, *, mean: bool, seed: int = 0) -> list[Batch]:
         msg = f"item {sizes.index(0)} of data holds no samples"
         raise ValueError(msg)
     for k, ((_, targets), size) in enumerate(zip(pairs, sizes, strict=True)):
-        if isinstance(targets, Tensor) and targets.dim() > 0 and targets.shape[0] != size:
+        if isinstance(targets, Tensor) and targets.dim() > 0 and targets.shape[0] % size:
             msg = f"item {k} of data holds {size} inputs and {targets.shape[0]} targets"
             raise ValueError(msg)
     total = sum(sizes)
     return [
-        Batch(inputs, targets, size / total if mean else 1.0, seed + SEEDS * k)
+        Batch(inputs, targets, size / total if mean else 1.0, seed + SEEDS * k, k)
         for k, ((inputs, targets), size) in enumerate(zip(pairs, sizes, strict=True))
     ]
 
@@ -92,17 +98,26 @@ def sample_count(inputs: Any) -> int:
 
 def take(values: Any, piece: slice | None) -> Any:
     """Some of the samples; None makes a batch of one of a sample."""
-    if isinstance(values, (tuple, list)):
-        return type(values)(take(one, piece) for one in values)
-    if isinstance(values, Mapping):
-        return {name: take(one, piece) for name, one in values.items()}
-    return values[piece]
+    return _mapped(values, lambda one: one if one is None else one[piece])
 
 
 def move(values: Any, device: Any) -> Any:
     """To where the model is; what is there already is not copied."""
+
+    def there(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        return one.clone().to(device) if one.is_inference() else one.to(device)
+
+    return _mapped(values, there)
+
+
+def _mapped(values: Any, function: Callable[[Any], Any]) -> Any:
+    """A function of every tensor in tuples, lists and mappings."""
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*(_mapped(one, function) for one in values))
     if isinstance(values, (tuple, list)):
-        return type(values)(move(one, device) for one in values)
+        return type(values)(_mapped(one, function) for one in values)
     if isinstance(values, Mapping):
-        return {name: move(one, device) for name, one in values.items()}
-    return values.to(device) if isinstance(values, Tensor) else values
+        return {name: _mapped(one, function) for name, one in values.items()}
+    return function(values)

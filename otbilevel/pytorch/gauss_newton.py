@@ -26,9 +26,9 @@ def reverse(objective: Objective, inputs: Any) -> Linearization:
     """Both through graphs that are kept: J v is the derivative of J' w in w."""
     with torch.enable_grad():
         params = objective.leaves()
-        outputs = objective.outputs(params, inputs)
+        outputs = _one_tensor(objective.outputs(params, inputs))
         w = torch.zeros_like(outputs).requires_grad_()
-        pulled = derivative(outputs, params.values(), w)
+        pulled = objective.run(params, lambda: derivative(outputs, params.values(), w))
     names = list(params)
     forward_map, backward_map = LinearMap(pulled, [w]), LinearMap([outputs], params.values())
     return Linearization(
@@ -42,7 +42,15 @@ def forward(objective: Objective, inputs: Any) -> Linearization:
     """J v by forward differentiation, which needs no graph."""
     function = lambda p: objective.outputs(p, inputs)  # noqa: E731
     outputs, pull = vjp(function, objective.params)
+    _one_tensor(outputs)
     return Linearization(outputs, lambda v: jvp(function, (objective.params,), (v,))[1], lambda u: pull(u)[0])
+
+
+def _one_tensor(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        msg = f"the model must return one tensor for this kind of matrix, got {type(outputs).__name__}: wrap it, or use the Hessian"
+        raise TypeError(msg)
+    return outputs
 
 
 WAYS = {"reverse": reverse, "forward": forward}
@@ -61,7 +69,9 @@ def fisher(linear: Linearization, weights: Tensor, axes: tuple[int, ...]) -> Pro
     """sum_s J' u_s (u_s . J v), the dot over `axes`, for derivatives u_s in the outputs: `weights`, (samples, *outputs)."""
 
     def product(v: Params) -> Params:
-        along = torch.sum(weights * linear.push(v), dim=axes, keepdim=True)
+        along = weights * linear.push(v)
+        if axes:  # without axes the dot is over nothing, for `torch.sum` over everything
+            along = torch.sum(along, dim=axes, keepdim=True)
         return linear.pull(torch.sum(along * weights, dim=0))
 
     return product

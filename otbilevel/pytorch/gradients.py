@@ -18,6 +18,7 @@ CHUNK = 2**24
 """Numbers of gradients that are computed at a time."""
 
 
+@torch.inference_mode(mode=False)
 def gradients(
     model: torch.nn.Module,
     loss: Callable[[Any, Any], Tensor],
@@ -73,11 +74,10 @@ def gradients(
         raise TypeError(msg)
     single = validate.choice(per, "per", ("sample", "batch")) == "sample"
     chosen = {name: p.detach() for name, p in named(model, params).items()}
-    objective = Objective(model, loss, chosen, {name: buffer.detach() for name, buffer in model.named_buffers()})
-    device = next(iter(chosen.values())).device
+    objective = Objective(model, loss, chosen)
     rows = []
     for batch in read(data, mean=False):
-        inputs, targets = move(batch.inputs, device), move(batch.targets, device)
+        inputs, targets = move(batch.inputs, objective.device), move(batch.targets, objective.device)
         found = _of_samples(objective, inputs, targets) if single else _row(gradient(objective, inputs, targets))
         rows.append(found)
     return torch.cat(rows)
@@ -96,7 +96,8 @@ def _of_samples(objective: Objective, inputs: Any, targets: Any) -> Tensor:
         found: Params = grad(lambda p: objective.value(p, inputs, targets))(params)
         return found
 
-    together: Callable[..., Params] = vmap(of_one, in_dims=(None, 0, 0), randomness="different", chunk_size=max(1, CHUNK // n))
+    axes = (None, 0, None if targets is None else 0)
+    together: Callable[..., Params] = vmap(of_one, in_dims=axes, randomness="different", chunk_size=max(1, CHUNK // n))
     try:
         parts = together(objective.params, inputs, targets)
         return torch.cat([part.detach().reshape(count, -1) for part in parts.values()], dim=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ def reverse(objective: Objective, inputs: Any, targets: Any) -> Product:
     """Reverse over reverse, through the graph of the gradient: made once, it serves for any number of products."""
     with torch.enable_grad():
         params = objective.leaves()
-        first = derivative(objective.value(params, inputs, targets), params.values())
+        first = objective.run(params, lambda: derivative(objective.value(params, inputs, targets), params.values()))
     names, product = list(params), LinearMap(first, params.values())
     return lambda v: dict(zip(names, product([v[name] for name in names]), strict=True))
 
@@ -44,7 +43,7 @@ def differences(objective: Objective, inputs: Any, targets: Any) -> Product:
             return {name: torch.zeros_like(t) for name, t in v.items()}
         step = epsilon * scale / size
         ahead, behind = (
-            gradient(replace(objective, params={name: p + sign * step * v[name] for name, p in params.items()}), inputs, targets)
+            gradient(objective.moved({name: p + sign * step * v[name] for name, p in params.items()}), inputs, targets)
             for sign in (1.0, -1.0)
         )
         return {name: (ahead[name] - behind[name]) / (2 * step) for name in v}

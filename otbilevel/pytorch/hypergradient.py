@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array
@@ -34,7 +35,8 @@ class LossOperator(SymmetricOperator):
     def __init__(self, gradient: Any, params: list[Tensor], parts: Sequence[LossOperator] = ()) -> None:
         self.parts, self._params = list(parts), params
         self._gradient = LinearMap(gradient, params)
-        super().__init__(sum(p.numel() for p in params), torch.zeros(0, dtype=torch.float64, device=params[0].device))
+        like = torch.zeros(0, dtype=torch.float64, device=params[0].device)
+        super().__init__(sum(p.numel() for p in params), like, precision=max(torch.finfo(p.dtype).eps for p in params))
 
     def _matvec(self, x: Array) -> Array:
         if self.parts:
@@ -53,6 +55,7 @@ def unflatten(x: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [piece.reshape(p.shape).to(p.dtype) for piece, p in zip(pieces, like, strict=True)]
 
 
+@torch.inference_mode(mode=False)
 def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     outer_loss: Closure,
     inner_loss: Closure | Sequence[Closure],
@@ -105,7 +108,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     rng : numpy.random.Generator or int
         Draws what is random.
     estimate_error : bool
-        Estimate the error that the residual leaves in the hypergradient, by half as many iterations again at most (five at least).
+        Estimate the error that the residual leaves in the hypergradient, by half as many iterations again at most (ten at least).
     set_grad : bool
         Add the hypergradient to the `grad` of the hyper-parameters, as ``backward()`` does. Those of `params` are not touched.
     raise_on_failure : bool
@@ -151,8 +154,14 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     """
     x, y = _leaves(hparams, "hparams"), _leaves(params, "params")
     add, strict = validate.boolean(set_grad, "set_grad"), validate.boolean(raise_on_failure, "raise_on_failure")
+    if {id(p) for p in x} & {id(p) for p in y}:
+        msg = "a tensor is among hparams and among params: it belongs to one level"
+        raise ValueError(msg)
     grad_x, grad_y = _outer(outer_loss, x, y)
     losses = list(inner_loss) if isinstance(inner_loss, Sequence) else [inner_loss]
+    if not losses:
+        msg = "inner_loss is empty: give at least one closure"
+        raise ValueError(msg)
     inner = [_inner(loss, y) for loss in losses]
     if not any(reaches(gradient, x) for gradient in inner):
         msg = "the gradient of inner_loss in params does not depend on hparams: compute it from them when it is called"
@@ -226,6 +235,9 @@ def _leaves(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
         if not (p.is_leaf and p.requires_grad):
             msg = f"{name}[{k}] must be a leaf tensor that requires gradients: set requires_grad, and leave it out of computations"
             raise ValueError(msg)
+    if len({id(p) for p in leaves}) < len(leaves):
+        msg = f"{name} holds a tensor twice: give each once"
+        raise ValueError(msg)
     if len({p.device for p in leaves}) > 1:
         msg = f"{name} are on several devices: move them to one"
         raise ValueError(msg)
@@ -236,7 +248,8 @@ def _value(loss: Any, name: str) -> Tensor:
     if not callable(loss):
         msg = f"{name} must be a function without arguments that returns the loss, got {type(loss).__name__}"
         raise TypeError(msg)
-    value = loss()
+    with sdpa_kernel(SDPBackend.MATH):  # the one implementation of attention that PyTorch can differentiate twice
+        value = loss()
     if not isinstance(value, Tensor) or value.dim() > 0:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         msg = f"{name} must return a scalar tensor, got {found}"

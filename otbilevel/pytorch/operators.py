@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,29 +13,16 @@ from torch import Tensor
 from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel.linalg.operators import SymmetricOperator
-from otbilevel.pytorch import gauss_newton, hessian
+from otbilevel.pytorch import hessian
 from otbilevel.pytorch.arrays import from_tensor, shared
-from otbilevel.pytorch.batches import Batch, move, read, sample_count
-from otbilevel.pytorch.likelihoods import drawn_derivatives, reduction_of, true_derivatives
-from otbilevel.pytorch.objective import Objective, Params, Product, gradient, measured
+from otbilevel.pytorch.batches import Batch, read
+from otbilevel.pytorch.checks import choose, look
+from otbilevel.pytorch.kinds import KINDS, Setting, product_of
+from otbilevel.pytorch.likelihoods import is_convex, reduction_of
+from otbilevel.pytorch.objective import Objective, Params, Product
 
-KINDS = ("hessian", "ggn", "fisher_mc", "empirical_fisher")
-REPEATED = 1e-3
-"""Relative difference of two gradients that rounding explains."""
 MEMORY = 2**30
 """Bytes of graphs that an operator keeps by default."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a `ModelOperator` computes, and how: see `from_torch`. `kept` is the number of pieces whose graphs are kept."""
-
-    kind: str
-    way: str
-    mean: bool
-    microbatch: int | None
-    samples: int
-    kept: int = 0
 
 
 class ModelOperator(SymmetricOperator):
@@ -67,23 +54,33 @@ class ModelOperator(SymmetricOperator):
         One operator a batch; their mean is this one.
     """
 
-    def __init__(self, objective: Objective, batches: list[Batch], setting: Setting) -> None:
+    def __init__(
+        self, objective: Objective, batches: list[Batch], setting: Setting, graphs: dict[tuple[int, int], Product] | None = None
+    ) -> None:
         self._objective, self._batches, self._setting = objective, batches, setting
         self.kind, self.way, self.names = setting.kind, setting.way, list(objective.params)
-        self._pieces = [piece for batch in batches for piece in batch.pieces(setting.microbatch, mean=setting.mean)]
+        self._pieces = [
+            ((batch.number, k), piece)
+            for batch in batches
+            for k, piece in enumerate(batch.pieces(setting.microbatch, mean=setting.mean))
+        ]
         self.kept = min(1.0, setting.kept / len(self._pieces))
-        self._graphs: dict[int, Product] = {}
+        self._graphs = {} if graphs is None else graphs
         self._ends = np.cumsum([p.numel() for p in objective.params.values()])
-        device = next(iter(objective.params.values())).device
-        like = np.zeros(0) if device.type == "cpu" else torch.zeros(0, dtype=torch.float64, device=device)
-        super().__init__(int(self._ends[-1]), like, psd=setting.kind != "hessian")
+        like = np.zeros(0) if objective.device.type == "cpu" else torch.zeros(0, dtype=torch.float64, device=objective.device)
+        rounding = max(torch.finfo(p.dtype).eps for p in objective.params.values())
+        psd = (
+            setting.kind.endswith("fisher") or setting.kind == "fisher_mc" or (setting.kind == "ggn" and is_convex(objective.loss))
+        )
+        super().__init__(int(self._ends[-1]), like, psd=psd, precision=max(rounding, float(torch.finfo(torch.float64).eps)))
 
     @property
     def parts(self) -> list[ModelOperator]:
-        """One operator a batch, scaled so that their mean is this one."""
+        """One operator a batch, scaled so that their mean is this one; they share what graphs are kept."""
         count = len(self._batches)
-        setting = replace(self._setting, kept=int(self.kept))  # all or nothing
-        return [ModelOperator(self._objective, [replace(b, share=b.share * count)], setting) for b in self._batches]
+        return [
+            ModelOperator(self._objective, [replace(b, share=b.share * count)], self._setting, self._graphs) for b in self._batches
+        ]
 
     def unflatten(self, x: Array) -> Params:
         """A flat vector as tensors like the parameters.
@@ -123,48 +120,35 @@ class ModelOperator(SymmetricOperator):
     def _matvec(self, x: Array) -> Array:
         return self._matmat(x[:, None])[:, 0]
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _matmat(self, X: Array) -> Array:  # noqa: N803
-        columns = [self.unflatten(X[:, j]) for j in range(X.shape[1])]
-        totals: list[Tensor | None] = [None] * len(columns)
-        for k, piece in enumerate(self._pieces):
-            product = self._product(k)  # once for all columns
-            for j, v in enumerate(columns):
-                part = self.flatten(product(v)).mul_(piece.share)
-                before = totals[j]
-                totals[j] = part if before is None else before.add_(part)
-        total = torch.stack([one for one in totals if one is not None], dim=1) if columns else torch.zeros(self.shape[0], 0)
-        return from_tensor(total, X)
+        self._objective.require_unchanged()
+        rows = shared(X).T.contiguous()
+        columns = [self.unflatten(row) for row in rows]
+        total = torch.zeros(rows.shape, dtype=torch.float64, device=self._objective.device)
 
-    def _product(self, k: int) -> Product:
+        def add_up() -> None:
+            for key, piece in self._pieces:
+                product = self._product(key, piece)  # once for all columns
+                for j, v in enumerate(columns):
+                    total[j].add_(self.flatten(product(v)), alpha=piece.share)
+
+        self._objective.run(self._objective.leaves(), add_up)
+        return from_tensor(total.T, X)
+
+    def _product(self, key: tuple[int, int], piece: Batch) -> Product:
         """That of a piece of data."""
-        if k in self._graphs:
-            return self._graphs[k]
-        keep = k < self._setting.kept
-        product = product_of(self._objective, self._pieces[k], replace(self._setting, way="reverse" if keep else self.way))
+        if key in self._graphs:
+            return self._graphs[key]
+        keep = len(self._graphs) < self._setting.kept
+        product = product_of(self._objective, piece, replace(self._setting, way="reverse" if keep else self.way))
         if keep:
-            self._graphs[k] = product
+            self._graphs[key] = product
         return product
 
 
-def product_of(objective: Objective, piece: Batch, setting: Setting) -> Product:
-    """The function v -> matrix times v of a piece of data, its factor left out."""
-    device = next(iter(objective.params.values())).device
-    inputs, targets = move(piece.inputs, device), move(piece.targets, device)
-    if setting.kind == "hessian":
-        return hessian.WAYS[setting.way](objective, inputs, targets)
-    linear = gauss_newton.WAYS[setting.way](objective, inputs)
-    if setting.kind == "ggn":
-        return gauss_newton.gauss_newton(objective, linear, targets)
-    if setting.kind == "empirical_fisher":
-        weights, axes = true_derivatives(objective.loss, linear.outputs, targets, mean=setting.mean)
-    else:
-        draws = torch.Generator(device).manual_seed(piece.seed)
-        weights, axes = drawn_derivatives(objective.loss, linear.outputs, setting.samples, draws, mean=setting.mean)
-    scale = weights.shape[0] * (linear.outputs.shape[0] if setting.mean else 1)
-    return gauss_newton.fisher(linear, weights / scale**0.5, axes)
-
-
+@torch.inference_mode(mode=False)
 def from_torch(
     model: torch.nn.Module,
     loss: Callable[[Any, Any], Tensor],
@@ -262,12 +246,11 @@ def from_torch(
     if not isinstance(model, torch.nn.Module):
         msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
-    chosen = {name: p.detach().clone() for name, p in named(model, params).items()}
-    objective = Objective(model, loss, chosen, {name: buffer.detach().clone() for name, buffer in model.named_buffers()})
+    objective = Objective(model, loss, {name: p.detach().clone() for name, p in named(model, params).items()})
     batches = read(data, mean=setting.mean, seed=validate.integer(seed, "seed"))
     if validate.boolean(check, "check"):
-        _look(objective, batches)
-    return ModelOperator(objective, batches, _choose(objective, batches, setting, limit))
+        look(objective, batches, setting)
+    return ModelOperator(objective, batches, choose(objective, batches, setting, limit, check=check))
 
 
 def named(model: torch.nn.Module, params: Any) -> Params:
@@ -290,63 +273,3 @@ def named(model: torch.nn.Module, params: Any) -> Params:
             raise TypeError(msg)
         found[names[id(p)]] = p
     return found
-
-
-@torch.no_grad()
-def _look(objective: Objective, batches: list[Batch]) -> None:
-    """The loss of every batch, and the gradient of the first one twice, to find out what is wrong early."""
-    device = next(iter(objective.params.values())).device
-    for k, batch in enumerate(batches):
-        value = objective.value(objective.params, move(batch.inputs, device), move(batch.targets, device))
-        if not isinstance(value, Tensor) or value.dim() > 0:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            msg = f'loss must return a scalar tensor, got {found}: reduce it, as with reduction="mean"'
-            raise ValueError(msg)
-        if not bool(torch.isfinite(value)):
-            msg = f"the loss of batch {k} of data is {float(value)}: look at the data and at the parameters"
-            raise ValueError(msg)
-    inputs, targets = move(batches[0].inputs, device), move(batches[0].targets, device)
-    first, second = (gradient(objective, inputs, targets) for _ in range(2))
-    scale = max(float(g.abs().max()) for g in first.values())
-    difference = max(float((g - second[name]).abs().max()) for name, g in first.items())
-    if difference > REPEATED * scale:
-        msg = (
-            f"two gradients of one batch differ by {difference / scale:.2g} of their size: call model.eval() to switch dropout "
-            "off, or fix what else is random (check=False lets it be)"
-        )
-        raise ValueError(msg)
-
-
-@torch.no_grad()
-def _choose(objective: Objective, batches: list[Batch], setting: Setting, memory: int) -> Setting:
-    """The way to products that the model's operations allow, and how many graphs fit into the memory."""
-    pieces = [piece for batch in batches for piece in batch.pieces(setting.microbatch, mean=setting.mean)]
-    largest = max(pieces, key=lambda piece: sample_count(piece.inputs))
-    v = {name: torch.ones_like(p) for name, p in objective.params.items()}
-    failures: dict[str, str] = {}
-
-    def graph_of(way: str) -> int | None:
-        """Bytes of the graph of a product, None when PyTorch lacks a derivative that it needs."""
-        try:
-            product, size = measured(lambda: product_of(objective, largest, replace(setting, way=way)), on=way == "reverse")
-            product(v)
-        except (RuntimeError, NotImplementedError) as error:
-            failures[way] = str(error)
-            return None
-        return size
-
-    kept = 0
-    if setting.way in ("auto", "reverse") and memory > 0:
-        size = graph_of("reverse")
-        if size is not None and size <= memory:
-            fitting = memory // max(size, 1)
-            kept = len(pieces) if fitting >= len(pieces) else fitting - 1  # one that is not kept needs room, too
-            return replace(setting, way="reverse", kept=kept)
-    if setting.way != "auto":
-        return setting
-    ways = hessian.WAYS if setting.kind == "hessian" else gauss_newton.WAYS
-    for way in ("forward", "reverse", "differences"):  # the first takes less memory than the second, and up to twice the time
-        if way in ways and way not in failures and graph_of(way) is not None:
-            return replace(setting, way=way)
-    msg = "no way to these products works for the model: " + "; ".join(f"{way}: {error}" for way, error in failures.items())
-    raise ValueError(msg)

@@ -200,6 +200,27 @@ def test_the_estimate_sees_what_an_approximation_leaves():
         assert not result.success and 0.5 * error < result.error < 2 * error
 
 
+def test_the_estimate_knows_of_damping():
+    problem = Logistic(0, features=100)
+    y, functions = problem.solve(problem.x), problem.functions()
+    exact = hypergradient(None, None, problem.x, y, **functions, damping=5.0, solver="dense").grad
+    result = hypergradient(None, None, problem.x, y, **functions, damping=5.0, tol=0.3)
+    error = np.linalg.norm(result.grad - exact)
+    assert 0.5 * error < result.error < 2 * error
+
+
+def test_the_estimate_is_infinite_where_nothing_was_solved():
+    scale = np.logspace(-6, 0, 400)
+    functions = {
+        "jac_upper": lambda x, y: (0 * x, np.ones(400)),
+        "hvp_yy": lambda x, y, v: scale * v,
+        "hvp_xy": lambda x, y, v: v[:1],
+    }
+    with pytest.warns(ConvergenceWarning):
+        result = hypergradient(None, None, np.zeros(1), np.zeros(400), **functions, max_iter=5)
+    assert result.error == np.inf and np.isnan(result.lower_gradient)
+
+
 def test_warm_start_and_preconditioner_save_iterations():
     problem = Logistic(0)
     y, functions = problem.solve(problem.x), problem.functions()

@@ -133,10 +133,37 @@ def test_quadrature_without_orthogonality():
     np.testing.assert_allclose(found.density, orthogonal.density, atol=4 * found.stderr.max())
 
 
+def test_n_products_are_enough_for_what_is_exact():
+    matrix = np.random.default_rng(0).standard_normal((9, 9))
+    matrix = matrix + matrix.T
+    for method in ("hutchinson", "hutch++", "xtrace"):
+        for rng in range(5):
+            found = trace(matrix, method, n_matvec=10, rng=rng)
+            assert found.value == pytest.approx(np.trace(matrix)) and found.stderr == 0.0 and found.nmatvec == 9
+    np.testing.assert_allclose(diagonal(matrix, "xdiag", n_matvec=10, rng=0).value, np.diag(matrix))
+
+
+@pytest.mark.parametrize("factor", [1e200, 1e-200])
+def test_eigenvalues_whose_squares_over_or_underflow(factor):
+    with np.errstate(all="ignore"), pytest.warns(ConvergenceWarning):
+        assert not eigsh(np.diag(factor * np.linspace(0.0, 1.0, 80)), 1).success
+
+
+def test_spectra_without_extent_have_a_kernel():
+    low = np.linalg.qr(np.random.default_rng(0).standard_normal((50, 50)))[0]
+    found = spectral_density(2.0 * low @ low.T, n_probes=4, steps=10, rng=0)
+    assert found.bandwidth > 1e-9 and np.trapezoid(found.density, found.grid) == pytest.approx(1.0, abs=1e-3)
+    assert found.trace_of(lambda t: 1.0).value == pytest.approx(50.0)
+
+
 def test_what_is_not_finite_is_said():
     op = from_hvp(lambda v: np.nan * v, 6)
-    assert spectral_density(op, rng=0).status is Status.NOT_FINITE
-    assert trace(op, rng=0).status is Status.NOT_FINITE
+    with pytest.warns(ConvergenceWarning, match="not finite"):
+        failed = spectral_density(op, rng=0)
+    assert failed.status is Status.NOT_FINITE and failed.trace_of(lambda t: t).status is Status.NOT_FINITE
+    for estimate in (trace, diagonal):
+        with pytest.warns(ConvergenceWarning, match="not finite"):
+            assert estimate(op, rng=0).status is Status.NOT_FINITE
     with pytest.warns(ConvergenceWarning, match="not finite"):
         assert eigsh(op).status is Status.NOT_FINITE
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otbilevel import ConvergenceError, ConvergenceWarning, Status
-from otbilevel.linalg import MFAC, as_operator, from_hvp, ihvp, nystrom
+from otbilevel.linalg import MFAC, SymmetricOperator, as_operator, from_hvp, ihvp, minres, neumann, nystrom
 from otbilevel.linalg.ihvp import METHODS
 
 RNG = np.random.default_rng(0)
@@ -49,20 +49,78 @@ def test_negative_curvature_is_reported(method):
 
 
 def test_auto_goes_by_what_the_operator_says():
-    counts = []
-    for psd in (True, False):
+    for psd, method in ((True, "cg"), (False, "minres")):
         op = from_hvp(lambda v: H @ v, N, psd=psd)
         with pytest.warns(ConvergenceWarning):
-            assert ihvp(op, RHS, max_iter=2).nit == 2
-        counts.append(ihvp(op, RHS, tol=1e-10).x)
-    np.testing.assert_allclose(*counts, atol=1e-8)
+            short = ihvp(op, RHS, max_iter=3)
+        with pytest.warns(ConvergenceWarning):
+            named = ihvp(op, RHS, method, max_iter=3)
+        np.testing.assert_array_equal(short.x, named.x)
+    assert np.abs(short.x - ihvp(op, RHS, "cg", max_iter=3, tol=1.0).x).max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["cg", "minres", "dense"])
+@pytest.mark.parametrize("method", ["cg", "minres", "dense", "nystrom"])
 def test_singular_but_consistent_systems(method):
-    result = ihvp(SINGULAR, SINGULAR @ RHS, method, tol=1e-9)
+    options = {"rank": N // 2 + 5} if method == "nystrom" else None
+    result = ihvp(SINGULAR, SINGULAR @ RHS, method, tol=1e-9, options=options)
     assert result.success
     np.testing.assert_allclose(SINGULAR @ result.x, SINGULAR @ RHS, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e-3, 1e165])
+@pytest.mark.parametrize("method", [row.name for row in METHODS if row.name != "mfac"])
+def test_right_hand_sides_of_any_size(method, size):
+    options = {"lissa": {"repeats": 1}, "nystrom": {"rank": 8}}.get(method)
+    result = ihvp(H, size * RHS, method, tol=1e-8, max_iter={"lissa": 1500, "neumann": 3000}.get(method), options=options)
+    assert result.success
+    np.testing.assert_allclose(result.x / size, np.linalg.solve(H, RHS), rtol=1e-6, atol=1e-8)
+    if method in ("minres", "neumann"):
+        direct = {"minres": minres, "neumann": neumann}[method](as_operator(H), size * RHS, tol=1e-8)
+        np.testing.assert_allclose(direct.x / size, np.linalg.solve(H, RHS), rtol=1e-6, atol=1e-8)
+
+
+def test_libraries_and_dtypes_may_differ_in_host_memory():
+    torch = pytest.importorskip("torch")
+    expected = np.linalg.solve(H, RHS)
+    for method in ("cg", "minres", "nystrom", "neumann", "dense"):
+        for b in (torch.from_numpy(RHS), torch.from_numpy(RHS).float(), RHS.astype(np.float32)):
+            for op in (H, torch.from_numpy(H)):
+                found = ihvp(op, b, method, tol=1e-5, max_iter=3000)
+                assert type(found.x) is type(b) and found.x.dtype == b.dtype
+                np.testing.assert_allclose(np.asarray(found.x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_products_in_single_precision():
+    """Rounding of a singular operator is neither negative curvature nor an eigenvalue."""
+    low = SINGULAR.astype(np.float32)
+    b = low @ RHS.astype(np.float32)
+    for method in ("neumann", "dense"):
+        found = ihvp(low, b, method, tol=1e-3, max_iter=3000)
+        assert found.success and not found.negative_curvature
+    least = np.linalg.pinv(SINGULAR, rcond=1e-10) @ b
+    np.testing.assert_allclose(ihvp(low, b, "dense", tol=1e-3).x, least, rtol=1e-2, atol=1e-2)
+
+    class Rounded(SymmetricOperator):
+        def __init__(self):
+            super().__init__(N, np.zeros(0), psd=True, precision=2.0**-23)
+
+        def _matvec(self, x):
+            return (low @ x.astype(np.float32)).astype(np.float64)
+
+    near = nystrom(Rounded(), N, rng=0)
+    np.testing.assert_allclose(near.values[: N // 2], np.sort(np.linalg.eigvalsh(SINGULAR))[::-1][: N // 2], rtol=1e-4)
+    assert near.values[N // 2 :].max(initial=0.0) < 1e-3 * near.values[0]
+
+
+def test_a_series_that_diverges_says_so():
+    with pytest.warns(ConvergenceWarning, match="a step beyond"):
+        assert ihvp(H, RHS, "lissa", options={"step": 1.0, "repeats": 1}).status is Status.NUMERICAL_FAILURE
+
+
+def test_what_stands_in_for_the_operator_is_no_solver():
+    for method, options in (("mfac", {"gradients": H}), ("nystrom", {"rank": 3, "direct": True})):
+        with pytest.warns(ConvergenceWarning, match="what stands in for H leaves this residual"):
+            ihvp(H, RHS, method, damping=0.1, options=options)
 
 
 def test_minres_finds_least_squares_and_says_so():

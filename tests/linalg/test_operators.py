@@ -14,6 +14,7 @@ MAKERS = {
     "sum": (lambda a, b: a + b, A + B),
     "difference": (lambda a, b: a - b, A - B),
     "multiple": (lambda a, b: 2.5 * a, 2.5 * A),
+    "quotient": (lambda a, b: a / 4.0, A / 4.0),
     "negative": (lambda a, b: -a, -A),
     "damped": (lambda a, b: a.damp(0.3), A + 0.3 * np.eye(7)),
     "all": (lambda a, b: (2 * a + b * 3).damp(1.0) - a, A + 3 * B + np.eye(7)),
@@ -102,3 +103,28 @@ def test_a_subclass_needs_a_product_only():
             return 2 * x
 
     np.testing.assert_array_equal(Twice(3, np.zeros(0)) @ np.ones((3, 2)), 2 * np.ones((3, 2)))
+
+
+def test_what_is_handed_out_is_not_what_was_handed_in():
+    given = A.copy()
+    as_operator(given).to_dense()[:] = 0.0
+    np.testing.assert_array_equal(given, A)
+    assert (from_hvp(lambda v: v, 4) @ np.zeros((4, 0))).shape == (4, 0)
+
+
+def test_parts_survive_damping():
+    class Mean(SymmetricOperator):
+        parts = (as_operator(2 * A), as_operator(2 * B))
+
+        def _matvec(self, x):
+            return A @ x + B @ x
+
+    damped = Mean(7, np.zeros(0)).damp(0.5)
+    np.testing.assert_allclose(sum(part @ V for part in damped.parts) / 2, damped @ V)
+    assert as_operator(A).damp(0.5).parts == []
+
+
+def test_operators_of_two_libraries_cannot_be_added():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="one array library"):
+        as_operator(A) + as_operator(torch.from_numpy(B))

@@ -75,3 +75,22 @@ def test_single_precision_stays_single():
 def test_what_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_the_gradients_of_the_caller_stay_as_they_are():
+    given = G[:WINDOW].copy()
+    F = MFAC.from_gradients(given, 0.1)
+    F.add(np.full(D, 7.0))
+    np.testing.assert_array_equal(given, G[:WINDOW])
+    np.testing.assert_allclose(F.solve(X), np.linalg.solve(fisher(np.vstack([given[1:], np.full(D, 7.0)]), 0.1), X), rtol=1e-8)
+
+
+def test_other_libraries_and_precisions_are_taken():
+    torch = pytest.importorskip("torch")
+    F = MFAC.from_gradients(torch.from_numpy(G[:WINDOW]).float(), 0.1)
+    F.add(G[9])
+    expected = np.linalg.solve(fisher(np.vstack([G[1:WINDOW], G[9]]), 0.1), X)
+    for x in (X, torch.from_numpy(X), torch.from_numpy(X).float()):
+        found = F.solve(x)
+        assert type(found) is type(x) and found.dtype == x.dtype
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-3, atol=1e-3)

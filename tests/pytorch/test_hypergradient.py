@@ -120,9 +120,7 @@ def test_mfac_from_gradients_of_samples():
     outer = lambda: torch.mean((model(x[:10]) - 1.0) ** 2)  # noqa: E731
     G = gradients(model, nn.MSELoss(), data=[(x, y)])
     with pytest.warns(ConvergenceWarning, match="relative residual"):
-        rough = hypergradient(
-            outer, loss, [weights], model.parameters(), solver="mfac", options={"gradients": G.double()}, damping=0.1
-        )
+        rough = hypergradient(outer, loss, [weights], model.parameters(), solver="mfac", options={"gradients": G}, damping=0.1)
     exact = hypergradient(outer, loss, [weights], model.parameters(), damping=0.1, tol=1e-10)
     error = float(torch.linalg.vector_norm(rough.grad[0] - exact.grad[0]))
     assert 0.5 * error < rough.error < 2 * error
@@ -150,6 +148,30 @@ def test_in_a_training_loop_with_warm_starts():
         assert losses[-1] < losses[0] - 1e-3
         steps[warm] = spent
     assert steps[True] < steps[False]
+
+
+def test_starts_of_any_library_and_inference_mode():
+    problem = Ridge()
+    first = hypergradient(problem.outer, problem.inner, *lists(problem), set_grad=False)
+    again = hypergradient(problem.outer, problem.inner, *lists(problem), set_grad=False, init=first.v.numpy())
+    assert again.nit == 0
+    with torch.inference_mode():
+        inside = hypergradient(problem.outer, problem.inner, *lists(problem), set_grad=False)
+    assert torch.equal(inside.grad[0], first.grad[0])
+
+
+def test_attention_in_both_losses():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    x, logits = torch.randn(6, 3, 8).double(), torch.zeros(6, dtype=torch.float64, requires_grad=True)
+
+    def inner():
+        penalty = sum(p.pow(2).sum() for p in model.parameters())
+        return torch.mean(torch.sigmoid(logits) * model(x).pow(4).mean((1, 2))) + penalty
+
+    outer = lambda: model(x[:2]).pow(3).mean()  # noqa: E731
+    found = hypergradient(outer, inner, [logits], model.parameters(), solver="minres", tol=1e-6)
+    assert found.success and logits.grad.abs().max() > 0
 
 
 def test_dropout_in_the_inner_loss_is_drawn_once():
@@ -214,6 +236,9 @@ OUTER = lambda: torch.sum(TWO)  # noqa: E731
         ((lambda: torch.sum(ONE), INNER, [ONE], [TWO]), ValueError, "outer_loss does not depend on params"),
         ((OUTER, lambda: torch.sum(ONE), [ONE], [TWO]), ValueError, "inner_loss does not depend on params"),
         ((OUTER, lambda: torch.sum(ONE) + torch.sum(TWO**2), [ONE], [TWO]), ValueError, "in params does not depend on hparams"),
+        ((OUTER, [], [ONE], [TWO]), ValueError, "inner_loss is empty"),
+        ((OUTER, INNER, [ONE, ONE], [TWO]), ValueError, "hparams holds a tensor twice"),
+        ((OUTER, INNER, [ONE, TWO], [TWO]), ValueError, "it belongs to one level"),
         ((OUTER, INNER, [], [TWO]), ValueError, "hparams is empty"),
         ((OUTER, INNER, [2 * ONE], [TWO]), ValueError, r"hparams\[0\] must be a leaf tensor"),
         ((OUTER, INNER, [ONE], [TWO.detach()]), ValueError, r"params\[0\] must be a leaf tensor"),
