@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from otbilevel._core import validate
@@ -16,6 +16,9 @@ from otbilevel.linalg.ihvp import ihvp
 from otbilevel.linalg.operators import SymmetricOperator
 from otbilevel.linalg.result import LinearResult
 
+DOUBT = "and yet"
+LARGE = 0.1
+"""Error relative to the hypergradient from which on there is a warning."""
 CORRECTION = 10
 """Iterations, at least, of the correction that estimates the error."""
 
@@ -29,8 +32,8 @@ class HypergradientResult(Result):
     grad : (n,) array; in the bridge to PyTorch a tuple of tensors like the hyper-parameters
         The hypergradient dF/dx.
     v : (m,) array
-        The solution of (H + damping I) v = grad_y F, H the second derivative of the lower level in y. It serves as `init` of the
-        next call.
+        The solution of (H + damping I) v = grad_y F, H the second derivative of the lower level in y; 0 where the solver found
+        nothing better. It serves as `init` of the next call.
     residual : float
         Of that system, relative to its right-hand side, from a product of its own.
     error : float
@@ -88,14 +91,22 @@ class Implicit:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # one is given for the whole
             linear = ihvp(self.op, self.grad_y, solver, init=start, **settings)
+        if linear.residual > 1.0:  # v = 0 is better
+            linear = replace(linear, x=self.op.xp.zeros_like(linear.x), residual=1.0)
         grad = self.grad_x - self.cross(linear.x)
         finite = bool(array_namespace(grad).all(array_namespace(grad).isfinite(grad)))
         status = linear.status if finite else Status.NOT_FINITE
+        error = self._error(linear, **settings) if estimate_error and finite else float("nan")
+        size = float(array_namespace(grad).linalg.vector_norm(grad))
+        if linear.success and error > max(LARGE, 5 * settings["tol"]) * size:
+            note += (
+                f"; {DOUBT} it may leave an error of {error:.1g} in a hypergradient of norm {size:.1g}: lower tol, or add damping"
+            )
         return HypergradientResult(
             grad=grad,
             v=linear.x,
             residual=linear.residual,
-            error=self._error(linear, **settings) if estimate_error and finite else float("nan"),
+            error=error,
             lower_gradient=self.lower_gradient,
             negative_curvature=linear.negative_curvature,
             nit=linear.nit,
@@ -126,11 +137,11 @@ def _message(linear: LinearResult, *, finite: bool) -> str:
     if linear.negative_curvature:
         return (
             "negative curvature: y is not a strict minimiser of the lower level; solve that further, add damping, or take "
-            'solver="minres"' + ("" if linear.success else f" (relative residual {linear.residual:.1g})")
+            'solver="minres"' + ("" if linear.success else f" (relative residual {linear.residual:.2g})")
         )
     if linear.success:
         return "the linear system is solved to the tolerance"
-    return f"the linear system is left with a relative residual of {linear.residual:.1g}: {linear.message}"
+    return f"the linear system is left with a relative residual of {linear.residual:.2g}: {linear.message}"
 
 
 def hypergradient(  # noqa: PLR0913 -- the public contract
@@ -211,7 +222,8 @@ def hypergradient(  # noqa: PLR0913 -- the public contract
     Warns
     -----
     ConvergenceWarning
-        When the linear system is not solved to `tol`, or the Hessian is not positive definite there.
+        When the linear system is not solved to `tol`, the Hessian is not positive definite there, or `error` is more than a tenth,
+        and more than 5 tol, of the hypergradient.
 
     Notes
     -----
@@ -265,8 +277,8 @@ def hypergradient(  # noqa: PLR0913 -- the public contract
 
 
 def finished(found: HypergradientResult, *, raise_on_failure: bool) -> HypergradientResult:
-    """Report a failure, and a success on the way to which negative curvature was met."""
-    if found.success and found.negative_curvature:
+    """Report a failure, and a success that may be none: negative curvature was met, or a large error is left."""
+    if found.success and (found.negative_curvature or DOUBT in found.message):
         warnings.warn(found.message, ConvergenceWarning, stacklevel=3)
     return report(found, raise_on_failure=raise_on_failure, stacklevel=4)
 

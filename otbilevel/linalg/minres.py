@@ -50,7 +50,8 @@ def minres(
     Returns
     -------
     LinearResult
-        `negative_curvature` says whether a Lanczos vector with v'Av < 0 was met. If b is not in the range of a singular A, `x` is a
+        `negative_curvature` says whether a residual with r'Ar < 0 was met, which is when conjugate gradients would meet a direction
+        of negative curvature. If b is not in the range of a singular A, `x` is a
         least-squares solution, and the status `Status.STALLED`.
 
     Raises
@@ -66,6 +67,7 @@ def minres(
     References
     ----------
     C. C. Paige and M. A. Saunders, Solution of sparse indefinite systems of linear equations, SIAM J. Numer. Anal. 12, 1975.
+    Y. Liu and F. Roosta, MINRES: from negative curvature detection to monotonicity properties, SIAM J. Optim. 32, 2022.
 
     Examples
     --------
@@ -86,6 +88,7 @@ def minres(
     b = b / unit
     scale = float(xp.linalg.vector_norm(b))
     state, verified = _State(xp.zeros_like(b), b, scale), math.inf
+    state.noise = 100 * max(float(getattr(operator, "precision", 0.0)), float(xp.finfo(b.dtype).eps))
     while state.size > tol * scale and state.ended is None:
         _descend(operator, state, preconditioner, tol * scale, limit, interrupt)
         state.r = b - operator.matvec(state.x)
@@ -105,6 +108,7 @@ class _State:
     r: Array
     size: float
     nit: int = 0
+    noise: float = 0.0
     negative: bool = False
     ended: Status | None = None
 
@@ -142,7 +146,6 @@ def _descend(
         if beta_before > 0:
             y = y - (beta / beta_before) * before
         alpha = float(xp.sum(v * y))
-        state.negative |= alpha < 0
         y = y - (alpha / beta) * last
         before, last = last, y
         y = precondition(last)
@@ -150,6 +153,7 @@ def _descend(
         size = max(size, math.hypot(alpha, beta, beta_before if beta_before != first else 0.0))
         epsilon_before, delta = epsilon, c * delta_bar + s * alpha
         gamma_bar, epsilon, delta_bar = s * delta_bar - c * alpha, s * beta, -c * beta
+        state.negative |= c * gamma_bar > state.noise * size  # r'Ar = -c gamma_bar r'r: Liu and Roosta (2022), (12)
         if math.hypot(gamma_bar, delta_bar) <= NORMAL * size:  # = |A r| / |r|: no x has a smaller residual
             state.ended = Status.STALLED
             return

@@ -95,7 +95,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
         Relative residual of the linear system. In single precision products leave some 1e-6 of rounding, more where the Hessian is
         ill conditioned.
     max_iter : int, optional
-        Iteration limit of the solver.
+        Iteration limit of the solver; by default its own, but at most 1000.
     damping : float
         What is added to the diagonal of the Hessian, >= 0.
     init : HypergradientResult or (m,) Tensor, optional
@@ -130,7 +130,8 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     Warns
     -----
     ConvergenceWarning
-        When the linear system is not solved to `tol`, or the Hessian is not positive definite there.
+        When the linear system is not solved to `tol`, the Hessian is not positive definite there, or `error` is more than a tenth,
+        and more than 5 tol, of the hypergradient.
 
     Notes
     -----
@@ -177,7 +178,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     result = Implicit(op, cross, grad_x, grad_y, float(torch.linalg.vector_norm(slope))).solve(
         solver,
         tol=tol,
-        max_iter=max_iter,
+        max_iter=min(1000, 10 * op.shape[0]) if max_iter is None and solver in ("auto", "cg", "minres", "nystrom") else max_iter,
         damping=damping,
         init=init,
         preconditioner=preconditioner,

@@ -221,6 +221,30 @@ def test_the_estimate_is_infinite_where_nothing_was_solved():
     assert result.error == np.inf and np.isnan(result.lower_gradient)
 
 
+def test_a_solved_system_may_leave_a_large_error():
+    scale = np.array([1e-7, 1.0, 1.0])
+    functions = {
+        "jac_upper": lambda x, y: (0 * x, np.array([1e-7, 1.0, 1.0])),
+        "hvp_yy": lambda x, y, v: scale * v,
+        "hvp_xy": lambda x, y, v: np.array([v[0]]),
+    }
+    with pytest.warns(ConvergenceWarning, match="and yet it may leave an error of"):
+        result = hypergradient(None, None, np.zeros(1), np.zeros(3), **functions)
+    assert result.success and result.error > 0.1 * abs(result.grad[0])
+
+
+def test_a_solution_that_is_worse_than_none_is_not_used():
+    functions = {
+        "jac_upper": lambda x, y: (np.ones(1), np.array([1.0, 1.0])),
+        "hvp_yy": lambda x, y, v: np.array([1.0, -0.99]) * v,
+        "hvp_xy": lambda x, y, v: v[:1],
+    }
+    with pytest.warns(ConvergenceWarning, match="negative curvature"):
+        result = hypergradient(None, None, np.zeros(1), np.zeros(2), **functions)
+    np.testing.assert_array_equal(result.v, 0.0)
+    assert result.residual == 1.0 and result.grad == [1.0]
+
+
 def test_warm_start_and_preconditioner_save_iterations():
     problem = Logistic(0)
     y, functions = problem.solve(problem.x), problem.functions()

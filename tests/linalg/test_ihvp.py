@@ -123,6 +123,22 @@ def test_what_stands_in_for_the_operator_is_no_solver():
             ihvp(H, RHS, method, damping=0.1, options=options)
 
 
+def test_minres_meets_negative_curvature_when_conjugate_gradients_do():
+    """Liu and Roosta: the residuals of the one see what the directions of the other see."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        Q = np.linalg.qr(rng.standard_normal((30, 30)))[0]
+        values = np.concatenate([[-(10.0 ** rng.uniform(-4, 0))], rng.uniform(0.1, 5.0, 29)])
+        A, b = (Q * values) @ Q.T, rng.standard_normal(30)
+        A = 0.5 * (A + A.T)
+        with np.errstate(all="ignore"), pytest.warns(ConvergenceWarning):
+            first = ihvp(A, b, "cg", tol=1e-13)
+        assert first.negative_curvature
+        for limit, expected in ((first.nit, False), (first.nit + 1, True)):
+            with pytest.warns(ConvergenceWarning):
+                assert ihvp(A, b, "minres", max_iter=max(limit, 1), tol=1e-14).negative_curvature is expected or limit == 0
+
+
 def test_minres_finds_least_squares_and_says_so():
     with pytest.warns(ConvergenceWarning, match="not in the range"):
         result = ihvp(SINGULAR, RHS, "minres", tol=1e-10)
