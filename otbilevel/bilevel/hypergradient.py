@@ -98,7 +98,7 @@ class Implicit:
         status = linear.status if finite else Status.NOT_FINITE
         error = self._error(linear, **settings) if estimate_error and finite else float("nan")
         size = float(array_namespace(grad).linalg.vector_norm(grad))
-        if linear.success and error > max(LARGE, 5 * settings["tol"]) * size:
+        if linear.success and error > max(LARGE, 5 * settings["tol"]) * size > 0:
             note += (
                 f"; {DOUBT} it may leave an error of {error:.1g} in a hypergradient of norm {size:.1g}: lower tol, or add damping"
             )
