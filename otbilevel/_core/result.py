@@ -66,6 +66,8 @@ def _short(value: Any) -> str:
         return f"{int(value)} ({value.name})"
     if isinstance(value, float):
         return f"{value:.10g}"
+    if isinstance(value, (tuple, list)) and value and all(hasattr(part, "shape") for part in value):
+        return f"arrays of shapes {', '.join(str(tuple(part.shape)) for part in value)}"
     shape = getattr(value, "shape", None)
     return f"array of shape {tuple(shape)}, {value.dtype}" if shape else str(value)
 

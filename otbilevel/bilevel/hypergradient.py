@@ -196,7 +196,7 @@ def hypergradient(  # noqa: PLR0913 -- the public contract
         What is added to the diagonal of the Hessian, >= 0.
     init : HypergradientResult or (m,) array_like, optional
         Where v starts, such as the result of the last call.
-    preconditioner : callable, optional
+    preconditioner : callable, MFAC or Nystrom, optional
         ``preconditioner(r)`` approximates (H + damping I)^-1 r, symmetric and positive definite; for ``"cg"`` and ``"minres"``.
     options : dict, optional
         Settings of the solver.

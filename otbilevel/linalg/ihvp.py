@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from otbilevel._core import validate
@@ -20,6 +21,8 @@ from otbilevel.linalg.result import LinearResult
 from otbilevel.linalg.woodbury import MFAC
 
 METHODS = Registry("ihvp")
+LONG = 2000
+"""Iterations after which those methods stop that might go on for n."""
 APPROXIMATE = 'what stands in for H leaves this residual: it is no solver; take it as preconditioner of method="cg"'
 EVERYWHERE = ("numpy", "array_api_strict", "torch")
 
@@ -153,10 +156,10 @@ def ihvp(
     method: str = "auto",
     *,
     damping: float = 0.0,
-    tol: float = 1e-6,
+    tol: float | None = None,
     max_iter: int | None = None,
     init: Any = None,
-    preconditioner: Callable[[Array], Array] | None = None,
+    preconditioner: Callable[[Array], Array] | MFAC | Nystrom | None = None,
     rng: Any = 0,
     options: Mapping[str, Any] | None = None,
     raise_on_failure: bool = False,
@@ -170,21 +173,23 @@ def ihvp(
     b : (n,) array_like
         Right-hand side. It may be of another library than the products of `op` when both are in host memory.
     method : str
-        A row of the registry; ``"auto"`` takes conjugate gradients where `op` says that it is positive semi-definite, else MINRES.
+        ``"cg"``, ``"minres"``, ``"neumann"``, ``"lissa"``, ``"nystrom"``, ``"mfac"`` or ``"dense"``; ``"auto"`` takes conjugate
+        gradients where `op` says that it is positive semi-definite, else MINRES.
     damping : float
         What is added to the diagonal, >= 0.
     tol : float
-        Norm of the residual relative to that of b.
+        Norm of the residual relative to that of b; by default 1e-6, or 1e-4 where products have single precision.
     max_iter : int, optional
-        Iteration limit; by default that of the method.
+        Iteration limit; by default that of the method, for conjugate gradients and MINRES the lesser of 10 n and 2000.
     init : (n,) array_like or LinearResult, optional
         Where to start: the method solves for the correction. For methods that do not iterate that is a step of refinement.
-    preconditioner : callable, optional
+    preconditioner : callable, MFAC or Nystrom, optional
         ``preconditioner(r)`` approximates (H + damping I)^-1 r, symmetric and positive definite; for ``"cg"`` and ``"minres"``.
     rng : numpy.random.Generator or int, optional
         Draws what is random; the same by default.
     options : dict, optional
-        Settings of the method, see the table.
+        Settings of the method: ``"neumann"``: `step`; ``"lissa"``: `step`, `repeats`; ``"nystrom"``: `rank`, `direct`,
+        `approximation`; ``"mfac"``: `gradients` or `approximation`. The documentation's table says what they are.
     raise_on_failure : bool
         Raise `ConvergenceError` instead of warning when the tolerance is not met.
 
@@ -220,6 +225,10 @@ def ihvp(
         method = "cg" if plain.psd else "minres"
     row = METHODS[method]
     settings = row.make_options(options)
+    if isinstance(preconditioner, MFAC):
+        preconditioner = preconditioner.solve
+    elif isinstance(preconditioner, Nystrom):
+        preconditioner = partial(preconditioner.precondition, damping=shift)
     if preconditioner is not None and not callable(preconditioner):
         msg = f"preconditioner must be a function of a vector, got {type(preconditioner).__name__}"
         raise TypeError(msg)
@@ -227,9 +236,13 @@ def ihvp(
         msg = f'preconditioner is for method="cg" and "minres", not for {method!r}: leave it out'
         raise ValueError(msg)
     limit = row.max_iter if max_iter is None else validate.integer(max_iter, "max_iter", low=1)
-    target, strict = validate.real(tol, "tol", low=0.0), validate.boolean(raise_on_failure, "raise_on_failure")
+    default = 1e-4 if plain.precision > 1e-10 else 1e-6
+    target, strict = (
+        default if tol is None else validate.real(tol, "tol", low=0.0),
+        validate.boolean(raise_on_failure, "raise_on_failure"),
+    )
     damped = plain.damp(shift) if shift else plain
-    system = System(damped, plain, shift, b / unit, target, limit or 10 * b.shape[0], preconditioner, rng)
+    system = System(damped, plain, shift, b / unit, target, limit or min(10 * b.shape[0], LONG), preconditioner, rng)
     start = None if init is None else in_library(plain, init.x if isinstance(init, LinearResult) else init, "init") / unit
     result: LinearResult = _from(start, system, lambda one: row.solve(one, settings))
     return report(replace(result, x=like_input(result.x * unit, given)), raise_on_failure=strict)
@@ -245,7 +258,7 @@ def _from(start: Array | None, system: System, solve: Callable[[System], LinearR
     norm = system.op.xp.linalg.vector_norm
     rest, whole = system.b - system.op.matvec(start), float(norm(system.b))
     left = float(norm(rest))
-    if not left < float("inf") or whole == 0:
+    if not left < whole:  # a start that is worse than none
         return solve(system)
     if left <= system.tol * whole:
         return verified(system.op, start, system.b, system.tol, 0, None)
@@ -286,6 +299,9 @@ def _mfac(system: System, options: MFACOptions) -> LinearResult:
             msg = 'method="mfac" with gradients needs damping > 0: their empirical Fisher matrix is singular'
             raise ValueError(msg)
         near = MFAC.from_gradients(options.gradients, system.damping)
+    if near.shape != system.op.shape:
+        msg = f"gradients (or approximation) must have n = {system.op.shape[0]} columns, got {near.shape[0]}"
+        raise ValueError(msg)
     return verified(system.op, near.solve(system.b), system.b, system.tol, 0, None, shortfall=APPROXIMATE)
 
 

@@ -99,7 +99,10 @@ def minres(
     residual = state.size / scale if scale > 0 else state.size
     floor = Status.STALLED if residual < math.inf else Status.NOT_FINITE
     status = Status.SUCCESS if residual <= tol else state.ended or floor
-    return LinearResult(state.x * unit, residual, state.negative, state.nit, status is Status.SUCCESS, status, _MESSAGES[status])
+    message = _MESSAGES[status]
+    if state.negative and status in (Status.ITERATION_LIMIT, Status.STALLED):
+        message += "; the operator is indefinite, which damping above minus its least eigenvalue mends"
+    return LinearResult(state.x * unit, residual, state.negative, state.nit, status is Status.SUCCESS, status, message)
 
 
 @dataclass

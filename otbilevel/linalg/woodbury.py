@@ -146,8 +146,7 @@ class MFAC(SymmetricOperator):
             The solution.
         """
         given = as_array(x, "x")
-        x = self._operand(self.xp.astype(in_library(self, given, "x"), self.dtype, copy=False), len(given.shape))
-        return like_input(self._solve(x), given)
+        return like_input(self._solve(self._operand(self._own(given), len(given.shape))), given)
 
     def _solve(self, x: Array) -> Array:
         if self.count == 0:
@@ -195,9 +194,16 @@ class MFAC(SymmetricOperator):
         return (float(k == l) - float(self.xp.sum(V[:, i] * V[:, j]))) / self.damping
 
     def _matvec(self, x: Array) -> Array:
-        return self._matmat(x[:, None])[:, 0]
+        return like_input(self._times(self._own(x)[:, None])[:, 0], x)
 
     def _matmat(self, X: Array) -> Array:  # noqa: N803
+        return like_input(self._times(self._own(X)), X)
+
+    def _own(self, x: Array) -> Array:
+        """In the library and dtype of the gradients."""
+        return self.xp.astype(in_library(self, x, "x"), self.dtype, copy=False)
+
+    def _times(self, X: Array) -> Array:  # noqa: N803
         if self.count == 0:
             return self.damping * X
         columns = self.xp.permute_dims(self._cut(X.T), (1, 2, 0))

@@ -22,18 +22,8 @@ ASYMMETRY = {"forward": 1e-3, "differences": 0.05}
 @torch.no_grad()
 def look(objective: Objective, batches: list[Batch], setting: Setting) -> None:
     """The loss of every batch, of one in pieces, and one gradient twice, to find out what is wrong early."""
-    values = [_loss(objective, batch, k) for k, batch in enumerate(batches)]
-    pieces = list(batches[0].pieces(setting.microbatch, mean=setting.mean))
-    if len(pieces) > 1:
-        together = sum(piece.share * _loss(objective, piece, 0) for piece in pieces)
-        whole = batches[0].share * values[0]
-        if abs(together - whole) > REPEATED * max(abs(whole), 1e-12):
-            msg = (
-                f"the loss of the first batch is {values[0]:.6g}, and {together / batches[0].share:.6g} in pieces: it is no "
-                f"{'mean' if setting.mean else 'sum'} over samples (batch normalisation? class weights, ignored targets?); leave "
-                "microbatch out, or say reduction=..."
-            )
-            raise ValueError(msg)
+    values = [_loss(objective, batch, f"batch {k}") for k, batch in enumerate(batches)]
+    _look_at_reduction(objective, batches[0], values[0], setting)
     inputs, targets = move(batches[0].inputs, objective.device), move(batches[0].targets, objective.device)
     first, second = (gradient(objective, inputs, targets) for _ in range(2))
     scale = max(float(g.abs().max()) for g in first.values())
@@ -47,16 +37,47 @@ def look(objective: Objective, batches: list[Batch], setting: Setting) -> None:
             "off, or fix what else is random (check=False lets it be)"
         )
         raise ValueError(msg)
+    pieces = list(batches[0].pieces(setting.microbatch, mean=setting.mean))
+    if len(pieces) > 1:
+        _look_at_pieces(objective, batches[0], pieces, first, setting)
 
 
-def _loss(objective: Objective, batch: Batch, number: int) -> float:
+def _look_at_reduction(objective: Objective, batch: Batch, value: float, setting: Setting) -> None:
+    """Whether a loss that does not say so sums over samples, and was taken for a mean."""
+    count = sample_count(batch.inputs)
+    split = isinstance(batch.targets, Tensor) and batch.targets.dim() > 0 and batch.targets.shape[0] == count
+    if hasattr(objective.loss, "reduction") or not setting.mean or count < 4 or not split:
+        return
+    halves = [_loss(objective, half, "a part of batch 0") for half in batch.pieces((count + 1) // 2, mean=False)]
+    if abs(sum(halves) - value) <= 1e-5 * abs(value) and abs(value) > 0:
+        msg = 'the loss is a sum over samples: say so, by reduction="sum"'
+        raise ValueError(msg)
+
+
+def _look_at_pieces(objective: Objective, batch: Batch, pieces: list[Batch], whole: Params, setting: Setting) -> None:
+    """Whether the gradient of a batch is that of its pieces together."""
+    total = {name: torch.zeros_like(g) for name, g in whole.items()}
+    for piece in pieces:
+        _loss(objective, piece, "a piece of batch 0")
+        found = gradient(objective, move(piece.inputs, objective.device), move(piece.targets, objective.device))
+        total = {name: g + piece.share / batch.share * found[name] for name, g in total.items()}
+    size = max(float(g.abs().max()) for g in whole.values())
+    if max(float((g - total[name]).abs().max()) for name, g in whole.items()) > REPEATED * max(size, 1e-12):
+        msg = (
+            f"the gradient of a batch is not that of its pieces together: the loss is no {'mean' if setting.mean else 'sum'} over "
+            "samples (batch normalisation? class weights, ignored targets?); leave microbatch out, or say reduction=..."
+        )
+        raise ValueError(msg)
+
+
+def _loss(objective: Objective, batch: Batch, name: str) -> float:
     value = objective.value(objective.params, move(batch.inputs, objective.device), move(batch.targets, objective.device))
     if not isinstance(value, Tensor) or value.dim() > 0:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         msg = f'loss must return a scalar tensor, got {found}: reduce it, as with reduction="mean"'
         raise ValueError(msg)
     if not bool(torch.isfinite(value)):
-        msg = f"the loss of batch {number} of data is {float(value)}: look at the data and at the parameters"
+        msg = f"the loss of {name} of data is {float(value)}: look at the data and at the parameters"
         raise ValueError(msg)
     return float(value)
 

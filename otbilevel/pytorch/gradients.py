@@ -73,6 +73,14 @@ def gradients(
         msg = f"model must be a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
     single = validate.choice(per, "per", ("sample", "batch")) == "sample"
+    if (
+        single
+        and getattr(loss, "reduction", "") == "mean"
+        and isinstance(loss, torch.nn.CrossEntropyLoss)
+        and loss.weight is not None
+    ):
+        msg = 'the weight of a class cancels in the mean over a single sample: use reduction="sum"'
+        raise ValueError(msg)
     chosen = {name: p.detach() for name, p in named(model, params).items()}
     objective = Objective(model, loss, chosen)
     rows = []

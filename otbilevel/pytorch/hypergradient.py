@@ -63,7 +63,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     params: Iterable[Tensor],
     *,
     solver: str = "cg",
-    tol: float = 1e-6,
+    tol: float | None = None,
     max_iter: int | None = None,
     damping: float = 0.0,
     init: Any = None,
@@ -92,15 +92,14 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
         A method of `otbilevel.curvature.ihvp`: ``"cg"``, ``"minres"``, ``"neumann"``, ``"lissa"``, ``"nystrom"``, ``"mfac"``,
         ``"dense"``, or ``"auto"``, which is MINRES here.
     tol : float
-        Relative residual of the linear system. In single precision products leave some 1e-6 of rounding, more where the Hessian is
-        ill conditioned.
+        Relative residual of the linear system; by default 1e-6, or 1e-4 for parameters of single precision.
     max_iter : int, optional
-        Iteration limit of the solver; by default its own, but at most 1000.
+        Iteration limit of the solver; by default its own.
     damping : float
         What is added to the diagonal of the Hessian, >= 0.
     init : HypergradientResult or (m,) Tensor, optional
         Where v starts, such as the result of the last step.
-    preconditioner : callable, optional
+    preconditioner : callable, MFAC or Nystrom, optional
         ``preconditioner(r)`` approximates (H + damping I)^-1 r for flat vectors, symmetric and positive definite; for ``"cg"`` and
         ``"minres"``.
     options : dict, optional
@@ -177,8 +176,8 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     slope = sum(flatten(zeros_for(gradient, y)) for gradient in inner) / len(inner)
     result = Implicit(op, cross, grad_x, grad_y, float(torch.linalg.vector_norm(slope))).solve(
         solver,
-        tol=tol,
-        max_iter=min(1000, 10 * op.shape[0]) if max_iter is None and solver in ("auto", "cg", "minres", "nystrom") else max_iter,
+        tol=(1e-4 if op.precision > 1e-10 else 1e-6) if tol is None else tol,
+        max_iter=max_iter,
         damping=damping,
         init=init,
         preconditioner=preconditioner,
@@ -208,7 +207,14 @@ def _outer(loss: Closure, x: list[Tensor], y: list[Tensor]) -> tuple[Tensor, Ten
 def _inner(loss: Closure, y: list[Tensor]) -> tuple[Tensor | None, ...]:
     """The gradient of an inner loss, with its graph."""
     with torch.enable_grad():
-        gradient = derivative(_value(loss, "inner_loss"), y)
+        value = _value(loss, "inner_loss")
+        try:
+            gradient = derivative(value, y)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            msg = "inner_loss must return a loss with its graph: it must not call backward() itself"
+            raise ValueError(msg) from error
     if all(g is None for g in gradient):
         msg = "inner_loss does not depend on params: it must be computed from them when it is called"
         raise ValueError(msg)

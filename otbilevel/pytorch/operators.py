@@ -177,7 +177,8 @@ def from_torch(
         Parameters of the model, in the order of the vectors; by default all that require gradients. A parameter that is used in
         several places counts once; one that is not used has zeros.
     data : iterable of (inputs, targets)
-        Batches, read once. Several inputs are a tuple. They are moved to where the parameters are for every product.
+        Batches, read once, or a single pair of tensors. Several inputs are a tuple. They are moved to where the parameters are for
+        every product.
     kind : {"hessian", "ggn", "fisher_mc", "empirical_fisher"}
         The Hessian; the Gauss-Newton matrix; the Fisher matrix with targets drawn from the model, the same for every product; or
         with the targets of the data.
@@ -187,7 +188,7 @@ def from_torch(
         ``"reverse"``, ``"differences"`` that the model's operations have.
     reduction : {"mean", "sum"}, optional
         How the loss reduces within a batch; by default what ``loss.reduction`` says, else "mean". Means are weighted by the sizes
-        of the batches.
+        of the batches: for class weights or ignored targets, whose mean is over something else, that is not the mean of all data.
     microbatch : int, optional
         Samples that are differentiated at a time, to save memory.
     memory : int
@@ -263,7 +264,8 @@ def named(model: torch.nn.Module, params: Any) -> Params:
     found: Params = {}
     for k, p in enumerate(chosen):
         if id(p) not in names:
-            msg = f"params[{k}] is no parameter of the model: take them from model.parameters()"
+            hint = "take them from model.parameters()" if isinstance(p, Tensor) else "did you mean data=...?"
+            msg = f"params[{k}] is no parameter of the model: {hint}"
             raise ValueError(msg)
         if names[id(p)] in found:
             msg = f"params[{k}] is there twice ({names[id(p)]}): give every parameter once"

@@ -112,6 +112,27 @@ def test_products_in_single_precision():
     assert near.values[N // 2 :].max(initial=0.0) < 1e-3 * near.values[0]
 
 
+def test_starts_that_are_worse_than_none_are_left_out():
+    for method in ("cg", "minres"):
+        found = ihvp(H, RHS, method, init=1e12 * np.ones(N), tol=1e-9)
+        plain = ihvp(H, RHS, method, tol=1e-9)
+        np.testing.assert_array_equal(found.x, plain.x)
+
+
+def test_approximations_as_preconditioners():
+    wide = (Q * np.logspace(0, 5, N)) @ Q.T
+    wide = 0.5 * (wide + wide.T)
+    plain = ihvp(wide, RHS, "cg", damping=1.0, tol=1e-8)
+    for near in (nystrom(wide, 20, rng=0), MFAC.from_gradients(np.sqrt(N) * np.linalg.cholesky(wide).T, 1.0)):
+        found = ihvp(wide, RHS, "cg", damping=1.0, tol=1e-8, preconditioner=near)
+        assert found.success and found.nit < plain.nit
+
+
+def test_indefinite_operators_are_named():
+    with pytest.warns(ConvergenceWarning, match="the operator is indefinite"):
+        ihvp(INDEFINITE, RHS, "minres", max_iter=5, tol=1e-12)
+
+
 def test_a_series_that_diverges_says_so():
     with pytest.warns(ConvergenceWarning, match="a step beyond"):
         assert ihvp(H, RHS, "lissa", options={"step": 1.0, "repeats": 1}).status is Status.NUMERICAL_FAILURE

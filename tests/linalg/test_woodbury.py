@@ -94,3 +94,6 @@ def test_other_libraries_and_precisions_are_taken():
         found = F.solve(x)
         assert type(found) is type(x) and found.dtype == x.dtype
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-3, atol=1e-3)
+        product = F @ found
+        assert type(product) is type(x) and product.dtype == x.dtype
+        np.testing.assert_allclose(np.asarray(product), X, rtol=1e-2, atol=1e-2)

@@ -222,6 +222,15 @@ def test_negative_curvature_and_failures():
 
 ONE = torch.ones(1, requires_grad=True)
 TWO = torch.ones(2, requires_grad=True)
+
+
+def backwards():
+    loss = torch.sum(ONE * TWO**2)
+    loss.backward()
+    ONE.grad = TWO.grad = None
+    return loss
+
+
 INNER = lambda: torch.sum(ONE * TWO**2)  # noqa: E731
 OUTER = lambda: torch.sum(TWO)  # noqa: E731
 
@@ -236,6 +245,7 @@ OUTER = lambda: torch.sum(TWO)  # noqa: E731
         ((lambda: torch.sum(ONE), INNER, [ONE], [TWO]), ValueError, "outer_loss does not depend on params"),
         ((OUTER, lambda: torch.sum(ONE), [ONE], [TWO]), ValueError, "inner_loss does not depend on params"),
         ((OUTER, lambda: torch.sum(ONE) + torch.sum(TWO**2), [ONE], [TWO]), ValueError, "in params does not depend on hparams"),
+        ((OUTER, lambda: backwards(), [ONE], [TWO]), ValueError, r"must not call backward\(\) itself"),
         ((OUTER, [], [ONE], [TWO]), ValueError, "inner_loss is empty"),
         ((OUTER, INNER, [ONE, ONE], [TWO]), ValueError, "hparams holds a tensor twice"),
         ((OUTER, INNER, [ONE, TWO], [TWO]), ValueError, "it belongs to one level"),

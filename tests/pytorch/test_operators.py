@@ -305,7 +305,7 @@ def test_ignored_targets_and_class_weights():
     assert np.linalg.norm(drawn - ggn) < 0.03 * np.linalg.norm(ggn)
     weighted = nn.CrossEntropyLoss(weight=torch.arange(1.0, 1.0 + model(x).shape[1]).double())
     for loss, targets in ((criterion, y), (weighted, torch.tensor([0, 1, 2, 2]))):
-        with pytest.raises(ValueError, match="it is no mean over samples"):
+        with pytest.raises(ValueError, match="the loss is no mean over samples"):
             from_torch(model, loss, data=[(x, targets)], microbatch=3)
     for kind in ("fisher_mc", "empirical_fisher"):
         with pytest.raises(ValueError, match="a weighted mean of cross-entropies"):
@@ -533,6 +533,17 @@ class Root(nn.Module):
             "gradient of the loss is not finite",
         ),
         (lambda: from_torch(nn.LSTM(2, 3), lambda f, y: f[0].mean(), data=DATA, kind="ggn"), TypeError, "must return one tensor"),
+        (
+            lambda: from_torch(LINEAR, lambda f, y: torch.sum((f - y) ** 2), data=DATA),
+            ValueError,
+            'is a sum over samples: say so, by reduction="sum"',
+        ),
+        (lambda: from_torch(LINEAR, nn.MSELoss(), DATA), ValueError, "did you mean data="),
+        (
+            lambda: gradients(LINEAR, nn.CrossEntropyLoss(weight=torch.ones(1)), data=[(DATA[0][0], torch.zeros(64).long())]),
+            ValueError,
+            "the weight of a class cancels",
+        ),
         (lambda: gradients(lambda x: x, nn.MSELoss(), data=DATA), TypeError, "model must be a torch.nn.Module"),
         (lambda: gradients(LINEAR, nn.MSELoss(), data=DATA, per="layer"), ValueError, "per must be one of"),
         (lambda: gradients(LINEAR, nn.MSELoss()), ValueError, "data is empty"),
