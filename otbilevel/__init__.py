@@ -4,13 +4,15 @@ import importlib
 from types import ModuleType
 
 from otbilevel._core.result import ConvergenceError, ConvergenceWarning, Status
-from otbilevel.bilevel import HypergradientResult, hypergradient
+from otbilevel.bilevel import BilevelResult, CoupledConstraint, HypergradientResult, hypergradient, minimize_bilevel
 from otbilevel.ot import DenseCost, Grid, OTBatchResult, OTResult, PointCloud, SparseCost, solve_ot, solve_ot_batch
 
 __version__ = "0.1.0"
 __all__ = [
+    "BilevelResult",
     "ConvergenceError",
     "ConvergenceWarning",
+    "CoupledConstraint",
     "DenseCost",
     "Grid",
     "HypergradientResult",
@@ -20,6 +22,7 @@ __all__ = [
     "SparseCost",
     "Status",
     "hypergradient",
+    "minimize_bilevel",
     "solve_ot",
     "solve_ot_batch",
 ]

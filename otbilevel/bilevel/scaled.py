@@ -1,0 +1,177 @@
+"""A bilevel problem in units in which gradients and rows have length one: tolerances and penalties mean the same everywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from otbilevel.bilevel.constraints import Rows
+from otbilevel.bilevel.problem import BilevelProblem
+
+SAMPLES = 6
+"""Random points around the start at which lengths are measured, beside the start itself."""
+SMALL = 1e-8
+"""A length that is taken for zero."""
+
+
+class ScaledRows:
+    """Rows of length one; two opposite inequalities are one equality.
+
+    Parameters
+    ----------
+    rows : Rows
+        As given.
+    points : list of (n + m,) ndarray
+        Where lengths are measured, and opposites are looked for.
+
+    Attributes
+    ----------
+    equality : (k,) ndarray of bool
+        Which rows are equalities.
+    """
+
+    def __init__(self, rows: Rows, points: list[np.ndarray]) -> None:
+        self._rows = rows
+        lengths = np.median([np.linalg.norm(rows.jacobian(w), axis=1) for w in points], axis=0)
+        scale = 1.0 / np.where(lengths > SMALL, lengths, 1.0)
+        values = np.array([scale * rows.values(w) for w in points])
+        partners: dict[int, int] = {}
+        equality = rows.equality.copy()
+        for i, j in itertools.combinations(np.flatnonzero(~rows.equality), 2):
+            taken = {i, j} & (set(partners) | set(partners.values()))
+            if not taken and np.allclose(values[:, i], -values[:, j], rtol=1e-10, atol=1e-12):
+                partners[int(i)] = int(j)
+                equality[i] = True
+        self._keep = np.array([i for i in range(rows.count) if i not in partners.values()], dtype=int)
+        self._partners, self._scale = partners, scale[self._keep]
+        self.equality = equality[self._keep]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return int(self.equality.size)
+
+    def values(self, w: np.ndarray) -> np.ndarray:
+        """c(w), (k,)."""
+        return self._scale * self._rows.values(w)[self._keep] if self.count else np.zeros(0)
+
+    def jacobian(self, w: np.ndarray) -> np.ndarray:
+        """Its derivative, (k, n + m)."""
+        return self._scale[:, None] * self._rows.jacobian(w)[self._keep] if self.count else np.zeros((0, w.size))
+
+    def multipliers(self, lam: np.ndarray, factor: float) -> np.ndarray:
+        """Multipliers of the rows as they were given, for an objective that was multiplied by `factor`."""
+        found = np.zeros(self._rows.count)
+        found[self._keep] = self._scale * lam / factor
+        for i, j in self._partners.items():
+            found[i], found[j] = max(found[i], 0.0), max(-found[i], 0.0)
+        return found
+
+
+class ScaledProblem:
+    """Functions of w = (x, y) with gradients and rows of length one.
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+        As given.
+    start : (n + m,) ndarray
+        Around which lengths are measured.
+    rng : numpy.random.Generator
+        Draws the points.
+    """
+
+    def __init__(self, problem: BilevelProblem, start: np.ndarray, rng: np.random.Generator) -> None:
+        self.problem, self.n, self.m = problem, problem.n, problem.m
+        self.low, self.high = problem.low, problem.high
+        spread = max(1.0, float(np.abs(start).max()))
+        points = [start, *(np.clip(start + spread * rng.standard_normal(start.size), self.low, self.high) for _ in range(SAMPLES))]
+        usable = [w for w in points if self._finite(w)] or [start]
+        self.lower_rows, self.upper_rows = (ScaledRows(rows, usable) for rows in (problem.lower_rows, problem.upper_rows))
+        self.upper_factor = 1.0 / max(SMALL, float(np.median([np.linalg.norm(problem.upper.gradient(w)) for w in usable])))
+        self.lower_factor = 1.0 / max(
+            SMALL, float(np.median([np.linalg.norm(problem.lower.gradient(w)[self.n :]) for w in usable]))
+        )
+        below, above = np.flatnonzero(self.low[self.n :] > -np.inf), np.flatnonzero(self.high[self.n :] < np.inf)
+        self._below, self._above = below, above
+        eye = np.eye(self.m)
+        self._box = np.concatenate([-eye[below], eye[above]])
+        self.equality = np.concatenate([self.lower_rows.equality, np.zeros(len(self._box), bool)])
+
+    def _finite(self, w: np.ndarray) -> bool:
+        try:
+            parts = [self.problem.upper.gradient(w), self.problem.lower.gradient(w)]
+            for rows in (self.problem.lower_rows, self.problem.upper_rows):
+                parts += [rows.values(w), rows.jacobian(w).ravel()]
+        except ArithmeticError:
+            return False
+        return bool(np.all(np.isfinite(np.concatenate(parts))))
+
+    def F(self, w: np.ndarray) -> float:  # noqa: N802 -- the paper's letters
+        """The upper objective."""
+        return self.upper_factor * self.problem.upper.value(w)
+
+    def dF(self, w: np.ndarray) -> np.ndarray:  # noqa: N802
+        """Its gradient."""
+        return self.upper_factor * self.problem.upper.gradient(w)
+
+    def f(self, w: np.ndarray) -> float:
+        """The lower objective."""
+        return self.lower_factor * self.problem.lower.value(w)
+
+    def df(self, w: np.ndarray) -> np.ndarray:
+        """Its gradient."""
+        return self.lower_factor * self.problem.lower.gradient(w)
+
+    def g(self, w: np.ndarray) -> np.ndarray:
+        """The lower rows, those of the bounds of y at the end."""
+        y = w[self.n :]
+        below, above = self.low[self.n :][self._below] - y[self._below], y[self._above] - self.high[self.n :][self._above]
+        return np.concatenate([self.lower_rows.values(w), below, above])
+
+    def dg(self, w: np.ndarray) -> np.ndarray:
+        """Their derivative."""
+        box = np.hstack([np.zeros((len(self._box), self.n)), self._box])
+        return np.vstack([self.lower_rows.jacobian(w), box])
+
+    @staticmethod
+    def beside(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """The function y -> (x, y)."""
+
+        def at(y: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, y])
+
+        return at
+
+    def violation(self, w: np.ndarray) -> float:
+        """The largest violation of any row or bound."""
+        parts = [self.low - w, w - self.high]
+        for rows in (self.lower_rows, self.upper_rows):
+            values = rows.values(w)
+            parts.append(np.where(rows.equality, np.abs(values), values))
+        return float(np.max(np.concatenate(parts), initial=0.0))
+
+    def lower_violation(self, w: np.ndarray) -> float:
+        """That of the lower level's rows and bounds."""
+        values = self.g(w)
+        return float(np.max(np.where(self.equality, np.abs(values), values), initial=0.0))
+
+    def slsqp_rows(self, embed: Any = None, *, lower_only: bool = False) -> list[dict[str, Any]]:
+        """All rows but bounds for SLSQP, of w, or of y alone when `embed` makes w of it."""
+        place = embed or (lambda w: w)
+        columns = slice(None) if embed is None else slice(self.n, None)
+        found = []
+        for rows in (self.lower_rows,) if lower_only else (self.lower_rows, self.upper_rows):
+            for kind, chosen in (("ineq", np.flatnonzero(~rows.equality)), ("eq", np.flatnonzero(rows.equality))):
+                if len(chosen):
+                    found.append(
+                        {
+                            "type": kind,
+                            "fun": lambda v, rows=rows, chosen=chosen: -rows.values(place(v))[chosen],
+                            "jac": lambda v, rows=rows, chosen=chosen: -rows.jacobian(place(v))[chosen][:, columns],
+                        }
+                    )
+        return found

@@ -1,0 +1,112 @@
+"""What a method of `minimize_bilevel` gets, and how it hands its point back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from otbilevel._core.monitor import Monitor
+from otbilevel._core.result import Status
+from otbilevel.bilevel.problem import BilevelProblem, Library
+from otbilevel.bilevel.result import BilevelResult
+
+
+@dataclass
+class Task:
+    """A problem, and all that a run of it needs.
+
+    Attributes
+    ----------
+    problem : BilevelProblem
+        The problem.
+    start : (n + m,) ndarray
+        As given.
+    library : Library
+        That of the user's arrays.
+    tol : float
+        Of the lower-level gap.
+    monitor : Monitor
+        Counts, history, callback, limits.
+    rng : numpy.random.Generator
+        Draws what is random.
+    options : Any
+        Settings of the method.
+    method : str
+        Its name.
+    state : dict
+        That of a run to go on from; empty at a start.
+    projection : callable or None
+        The user's projection of (n + m,) vectors on the constraints of both levels.
+    notes : list of str
+        What the message is to say in addition.
+    """
+
+    problem: BilevelProblem
+    start: np.ndarray
+    library: Library
+    tol: float
+    monitor: Monitor
+    rng: np.random.Generator
+    options: Any
+    method: str
+    state: dict[str, Any] = field(default_factory=dict)
+    projection: Any = None
+    notes: list[str] = field(default_factory=list)
+
+    def result(
+        self,
+        w: np.ndarray,
+        *,
+        gap: float,
+        stationarity: float,
+        settled: bool,
+        multipliers: np.ndarray,
+        penalty: float,
+        how: str,
+        state: dict[str, Any] | None = None,
+    ) -> BilevelResult:
+        """Judge a point by its gap, its violation, and whether the upper level has settled."""
+        problem, n = self.problem, self.problem.n
+        value, lower, violation = problem.upper.value(w), problem.lower.value(w), problem.violation(w)
+        feasible, optimal = violation <= 0.1 * self.tol, gap <= self.tol * max(1.0, abs(lower))
+        status = Status.SUCCESS
+        if not feasible:
+            status, words = (
+                Status.INFEASIBLE,
+                f"no point was found that obeys all constraints: they are violated by {violation:.1g}",
+            )
+        elif gap == math.inf:
+            status, words = (
+                Status.NUMERICAL_FAILURE,
+                "the lower level was not solved: is it bounded, feasible, convex in y?",
+            )
+        elif not optimal:
+            status, words = self.monitor.status or Status.STALLED, f"the lower-level gap is {gap:.1g}: raise the last penalty"
+        elif not settled:
+            status, words = self.monitor.status or Status.STALLED, "the upper level has not settled: more penalties, or more starts"
+        else:
+            words = f"lower-level gap {max(gap, 0.0):.1g}, violation {violation:.1g}"
+        there = self.library.there
+        return BilevelResult(
+            x=there(w[:n].copy()),
+            y=there(w[n:].copy()),
+            fun=value,
+            lower_fun=lower,
+            lower_gap=gap,
+            stationarity=stationarity,
+            maxcv=violation,
+            multipliers=[there(part) for part in problem.lower_rows.split(multipliers)],
+            penalty=penalty,
+            nit=self.monitor.nit,
+            nfev={"upper": problem.upper.nfev, "lower": problem.lower.nfev},
+            njev={"upper": problem.upper.njev, "lower": problem.lower.njev},
+            state=state or {"x": w[:n].copy(), "y": w[n:].copy()},
+            success=status is Status.SUCCESS,
+            status=status,
+            message="; ".join([words, how, *self.notes]),
+            method=self.method,
+            history=self.monitor.history,
+        )
