@@ -27,10 +27,10 @@ FEASIBLE = 1e-7
 """Violation of rows of length one up to which a point counts as feasible."""
 PAPER = ("alpha", "beta", "eta", "gamma1", "gamma2", "c0", "p", "r")
 """Settings of variant="paper"."""
-PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 LARGE = 200
 """n + m from which on there are no matrices."""
-MANY, MANY_UP_TO, FEW, FEW_UP_TO = 8, 20, 3, 200
+MANY, MANY_UP_TO, FEW, FEW_UP_TO = 16, 20, 6, 200
 """Starts, and up to which n + m."""
 PROXIMAL = 100.0
 """gamma_1 in units of the extent of the feasible set, f having unit gradients: the proximal step must be able to cross that set."""
@@ -51,10 +51,10 @@ class LVHBAOptions:
     variant : {"exact", "paper"}
         Exact saddle points, or the single loop of the paper, to which the settings from `alpha` on belong.
     n_starts : int, optional
-        Points to start from, half of them from the relaxed problem (c from 1), half from points that are feasible for both levels
-        (c from 100); by default 8 up to n + m = 20, else 3, and 1 beyond 200.
+        Points to start from, in turn from the relaxed problem (c from 0.1, later ones from 1 or 10) and from points that are
+        feasible for both levels (c from 100); by default 16 up to n + m = 20, else 6, and 1 beyond 200.
     penalties : tuple of float, optional
-        The values of c, ascending; by default powers of ten from 1 to 1e5, for ``saddle="newton-cg"`` to 1e3.
+        The values of c, ascending; by default powers of ten from 0.1 to 1e5, for ``saddle="newton-cg"`` from 1 to 1e3.
     saddle : {"auto", "exact", "newton-cg"}
         Saddle points by quadratic programs with dense matrices, or without matrices, from one start. ``"auto"`` takes the latter
         from n + m = 200 on, where there are no inequalities in the lower level: at kinks that these make it may stop too early.
@@ -139,7 +139,7 @@ def solve(task: Task) -> BilevelResult:
     rows, n = task.problem.lower_rows, task.problem.n
     smooth = bool(rows.equality.all()) and not np.isfinite(np.concatenate([task.problem.low[n:], task.problem.high[n:]])).any()
     if options.saddle == "newton-cg" or (options.saddle == "auto" and size >= LARGE and smooth):
-        return lv_hba_large.solve(task, options.penalties or PENALTIES[:4])
+        return lv_hba_large.solve(task, options.penalties or PENALTIES[1:5])
     count = options.n_starts or (MANY if size <= MANY_UP_TO else FEW if size <= FEW_UP_TO else 1)
     scaled = ScaledProblem(task.problem, task.start, task.rng)
     run = LVHBA(scaled, task.start, task.tol, task.rng)
@@ -209,12 +209,14 @@ class LVHBA:
 
     def run(self, k: int, penalties: tuple[float, ...], monitor: Monitor) -> list[Candidate]:
         """The k-th start: its end point, and that restored to lower optimality."""
-        problem, local = self.problem, k == 1 or (k > 1 and k % 4 != 1)
+        problem, local = self.problem, k % 2 == 1
         w = self.start if k < 2 else self._random(k)
         if local:
             restored = restore(problem, w)
             w = w if restored is None else restored
-        stages = [c for c in penalties if not local or c >= 100.0] or list(penalties[-1:])
+        # The smaller the first penalty, the more starts end in one point: from the relaxed problem all of them do.
+        first = 100.0 if local else penalties[min(0 if k == 0 else 1 + (k // 2) % 2, len(penalties) - 1)]
+        stages = [c for c in penalties if c >= first] or list(penalties[-1:])
         before, change = math.inf, math.inf
         for c in stages:
             radius = 0.3 * max(1.0, float(self._width.max())) if local else 10 * max(1.0, float(np.abs(w).max()))

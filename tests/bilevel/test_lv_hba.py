@@ -119,7 +119,7 @@ def test_callback_and_limits():
 
     settings = {"jac_upper": e.jac_upper, "jac_lower": e.jac_lower, **e.settings}
     result = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, callback=callback, **settings)
-    assert len(seen) == 3 and result.nit == 3 and seen[0].x.shape == (1,) and seen[0].penalty == 1.0
+    assert len(seen) == 3 and result.nit == 3 and seen[0].x.shape == (1,) and seen[0].penalty == 0.1
     assert len(result.history["penalty"]) == 3
     short = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, max_iter=6, **settings)
     assert short.nit == 6
