@@ -7,6 +7,7 @@ from typing import Any
 
 import otbilevel
 from otbilevel._core.registry import Registry
+from otbilevel.bilevel.methods import METHODS as BILEVEL
 from otbilevel.linalg.ihvp import METHODS as INVERSES
 from otbilevel.ot.methods import METHODS
 
@@ -84,3 +85,4 @@ def setup(app: Any) -> None:
 
 write_methods(METHODS, "methods.md", "##")
 write_methods(INVERSES, "ihvp.md", "###")
+write_methods(BILEVEL, "bilevel.md", "###")

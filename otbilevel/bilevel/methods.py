@@ -1,7 +1,7 @@
 """The registry of `minimize_bilevel`: one row per method."""
 
 from otbilevel._core.registry import Method, Registry
-from otbilevel.bilevel import lv_hba
+from otbilevel.bilevel import aid, lv_hba
 
 METHODS = Registry("minimize_bilevel")
 
@@ -14,5 +14,16 @@ METHODS.add(
         backends=("numpy", "torch"),
         reference="Yao et al., ICLR 2024, arXiv:2401.16164",
         max_iter=100_000,
+    )
+)
+METHODS.add(
+    Method(
+        name="aid-cg",
+        summary="implicit differentiation, L-BFGS on F(x, y*(x)); lower levels without constraints",
+        solve=aid.solve,
+        options=aid.AIDOptions,
+        backends=("numpy", "torch"),
+        reference="Pedregosa, ICML 2016",
+        max_iter=500,
     )
 )
