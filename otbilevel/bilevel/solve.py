@@ -14,6 +14,7 @@ from otbilevel._core.differentiate import Function, Jacobian
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import report
 from otbilevel._core.rng import generator
+from otbilevel.bilevel.check import check_gradients
 from otbilevel.bilevel.constraints import Rows, bounds_of
 from otbilevel.bilevel.methods import METHODS
 from otbilevel.bilevel.problem import BilevelProblem, Library, Objective, listed, wrapped
@@ -42,6 +43,7 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     progress: bool = False,
     options: Mapping[str, Any] | None = None,
     rng: Any = 0,
+    check: bool = False,
     raise_on_failure: bool = False,
 ) -> BilevelResult:
     """Minimise upper(x, y) where y minimises lower(x, .) under constraints that may couple both.
@@ -89,6 +91,8 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
         Settings of the method, and ``"time_limit"`` in seconds.
     rng : numpy.random.Generator or int
         Draws starts; the same by default.
+    check : bool
+        Compare all derivatives with differences at the start, 2 (n + m) evaluations, and refuse those that disagree, by name.
     raise_on_failure : bool
         Raise `ConvergenceError` instead of warning.
 
@@ -181,6 +185,8 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
         task.state = dict(init.state if isinstance(init, BilevelResult) else init)
     if problem.violation(start) > 0:
         task.notes.append("the start was projected onto the constraints")
+    if validate.boolean(check, "check"):
+        check_gradients(problem, np.clip(start, low, high))
     strict = validate.boolean(raise_on_failure, "raise_on_failure")
     try:
         with warnings.catch_warnings():

@@ -298,3 +298,36 @@ def test_a_step_is_that_of_the_paper():
     for value, expected in pairs:
         np.testing.assert_allclose(value, [expected], rtol=1e-14)
     assert found.k == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"jac_upper": lambda x, y: (2 * x, 3 * y)},
+            r"jac_upper disagrees .* its derivative in y\[0\] is 3, and .* give 2",
+        ),
+        ({"jac_lower": lambda x, y: (-2 * (y - x), 2 * (y + x))}, r"jac_lower disagrees .* in y\[0\] is 4"),
+        (
+            {"constraints": CoupledConstraint(lambda x, y: [x[0] - 5, y[0] - 5], lambda x, y: ([[1], [1]], [[0], [1]]))},
+            r"constraints disagrees with the function: its derivative of row 1 in x\[0\] is 1, and differences give",
+        ),
+        (
+            {"constraints": CoupledConstraint(lambda x, y: x + y - 5, vjp=lambda x, y, lam: (lam, -lam))},
+            r"the derivative of constraints disagrees .* in y\[0\] is -1",
+        ),
+    ],
+)
+def test_wrong_derivatives_are_found_on_request(changes, words):
+    given = {
+        "upper": lambda x, y: float(np.sum(x**2 + y**2)),
+        "lower": lambda x, y: float(np.sum((y - x) ** 2)),
+        "x0": [1.0],
+        "y0": [1.0],
+        "jac_upper": lambda x, y: (2 * x, 2 * y),
+        "jac_lower": lambda x, y: (-2 * (y - x), 2 * (y - x)),
+        "options": {"n_starts": 1},
+    }
+    assert minimize_bilevel(**given, check=True).success
+    with pytest.raises(ValueError, match=words):
+        minimize_bilevel(**{**given, **changes}, check=True)
