@@ -189,8 +189,12 @@ class Rows:
 def _affine(function: Callable[[np.ndarray], np.ndarray], w: np.ndarray) -> np.ndarray | None:
     """The derivative of a function that is affine as far as a few points tell: it need not be computed, with noise, every time."""
     rng, spread = np.random.default_rng(0), max(1.0, float(np.abs(w).max()))
-    with np.errstate(all="ignore"):
-        found = np.array([differences(function, v) for v in (w, *(w + spread * rng.standard_normal((4, w.size))))])
+    points = (w, *(w + spread * rng.standard_normal((4, w.size))))
+    try:
+        with np.errstate(all="ignore"):
+            found = np.array([differences(function, v) for v in points])
+    except (ArithmeticError, ValueError):  # a function that is not defined everywhere, such as a root or a logarithm
+        return None
     mean: np.ndarray = found.mean(axis=0)
     return mean if np.all(np.abs(found - mean) <= 1e-7 * (1.0 + np.abs(mean).max(axis=1, keepdims=True))) else None
 

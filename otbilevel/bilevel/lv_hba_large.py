@@ -200,7 +200,7 @@ class _Products:
 def _usable(problem: BilevelProblem, w: np.ndarray) -> bool:
     try:
         return bool(np.all(np.isfinite(problem.upper.gradient(w) + problem.lower.gradient(w))))
-    except ArithmeticError:
+    except (ArithmeticError, ValueError):
         return False
 
 

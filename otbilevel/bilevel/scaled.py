@@ -106,7 +106,7 @@ class ScaledProblem:
             parts = [self.problem.upper.gradient(w), self.problem.lower.gradient(w)]
             for rows in (self.problem.lower_rows, self.problem.upper_rows):
                 parts += [rows.values(w), rows.jacobian(w).ravel()]
-        except ArithmeticError:
+        except (ArithmeticError, ValueError):  # far from the start functions need not be defined
             return False
         return bool(np.all(np.isfinite(np.concatenate(parts))))
 

@@ -1,5 +1,7 @@
 """LV-HBA with default options on problems with known optima; every lower gap is checked by solvers that are not ours."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint, minimize
@@ -331,3 +333,18 @@ def test_wrong_derivatives_are_found_on_request(changes, words):
     assert minimize_bilevel(**given, check=True).success
     with pytest.raises(ValueError, match=words):
         minimize_bilevel(**{**given, **changes}, check=True)
+
+
+def test_functions_that_are_not_defined_everywhere():
+    """Python's own functions raise where they are not: that start is lost, or a sample of lengths, not the run."""
+    result = minimize_bilevel(
+        lambda x, y: (y[0] - 1.0) ** 2 + 0.1 * (x[0] - 2.0) ** 2,
+        lambda x, y: math.exp(y[0]) - x[0] * y[0],
+        [1.0],
+        [0.0],
+        constraints=CoupledConstraint(lambda x, y: [-math.sqrt(x[0]) - 10.0 + y[0] ** 2 / 100]),
+        bounds_x=(0.5, 5.0),
+        options={"n_starts": 4},
+    )
+    e = EXAMPLES["logarithm"]
+    assert result.success and result.fun == pytest.approx(e.fun, abs=1e-5)
