@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from otbilevel._core import validate
 from otbilevel._core.result import ConvergenceWarning, Status
+from otbilevel.bilevel.free import free_gap, lower_solution, require_free
 from otbilevel.bilevel.hypergradient import HypergradientResult, Implicit
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.task import Task
@@ -51,25 +52,11 @@ class _Reduced:
         self.options: AIDOptions = task.options
         self.y = task.start[self._n :].copy()
         self.last: HypergradientResult | None = None
-        self._scale = max(1e-12, float(np.linalg.norm(task.problem.lower.gradient(task.start)[self._n :])))
-        self.left = math.inf
-
-    def solve(self, x: np.ndarray, y: np.ndarray, tol: float) -> np.ndarray:
-        """The lower solution from y."""
-        lower, n = self._task.problem.lower, self._n
-        found = minimize(
-            lambda v: lower.value(np.concatenate([x, v])),
-            y,
-            jac=lambda v: lower.gradient(np.concatenate([x, v]))[n:],
-            method="L-BFGS-B",
-            options={"maxiter": 2000, "maxcor": 20, "ftol": 0.0, "gtol": tol * self._scale / math.sqrt(y.size)},
-        )
-        return np.asarray(found.x)
 
     def gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """phi and its gradient."""
         problem, n = self._task.problem, self._n
-        self.y = self.solve(x, self.y, self.options.inner_tol)
+        self.y = lower_solution(self._task, x, self.y, self.options.inner_tol)
         w = np.concatenate([x, self.y])
         upper, base = problem.upper.gradient(w), problem.lower.gradient(w)
         h = STEP * max(1.0, float(np.linalg.norm(self.y)))
@@ -100,7 +87,7 @@ class _Reduced:
 def solve(task: Task) -> BilevelResult:
     """Minimise phi under the bounds of x by L-BFGS."""
     problem, n = task.problem, task.problem.n
-    _require_free(task)
+    require_free(task)
     reduced, figures = _Reduced(task), {}
     low, high = problem.low[:n], problem.high[:n]
 
@@ -139,24 +126,14 @@ def solve(task: Task) -> BilevelResult:
         )
     stationarity = float(np.linalg.norm(x - np.clip(x - slope, low, high))) / max(1.0, abs(value))
     w = np.concatenate([x, reduced.y])
-    lowest = reduced.solve(x, task.start[n:], 1e-3 * reduced.options.inner_tol)  # from elsewhere, and further
-    gap = problem.lower.value(w) - problem.lower.value(np.concatenate([x, lowest]))
     last: HypergradientResult = reduced.last  # type: ignore[assignment]
     how = f"implicit differentiation, {found.nit} steps" + ("" if last.status is Status.SUCCESS else f"; {last.message}")
     return task.result(
         w,
-        gap=max(gap, 0.0) if math.isfinite(gap) else math.inf,
+        gap=free_gap(task, w),
         stationarity=stationarity,
         settled=stationarity <= 1e-4 and last.success,
         multipliers=np.zeros(0),
         penalty=math.inf,
         how=how,
     )
-
-
-def _require_free(task: Task) -> None:
-    problem = task.problem
-    bounded = np.isfinite(problem.low[problem.n :]).any() or np.isfinite(problem.high[problem.n :]).any()
-    if problem.lower_rows.count or problem.upper_rows.count or bounded:
-        msg = f'method="{task.method}" takes no constraints and no bounds_y, as the lower level must be free: use method="lv-hba"'
-        raise ValueError(msg)

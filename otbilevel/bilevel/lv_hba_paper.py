@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from otbilevel._core.array import Array, array_namespace, clamp
+from otbilevel.bilevel.lipschitz import lipschitz
 from otbilevel.bilevel.lower import solve_lower
 from otbilevel.bilevel.projection import Polyhedron
 from otbilevel.bilevel.result import BilevelResult
@@ -18,8 +19,6 @@ from otbilevel.bilevel.task import Task
 
 DIVERGED = 1e6
 """Size of a point, relative to the start, from which on the run diverges."""
-POWER = 12
-"""Steps of the power method that estimate a Lipschitz constant."""
 SMALL_STEP = 1e-9
 """Movement in a step, relative to the point, from which on the run has settled."""
 GROWTH = 10.0
@@ -223,7 +222,7 @@ def _steps(scaled: ScaledProblem, w: np.ndarray, given: dict[str, float | None])
     program), to gradients of length one.
     """
     rng, n = np.random.default_rng(0), scaled.n
-    L_F, L_f = (_lipschitz(gradient, w, rng) for gradient in (scaled.dF, scaled.df))  # noqa: N806
+    L_F, L_f = (lipschitz(gradient, w, rng) for gradient in (scaled.dF, scaled.df))  # noqa: N806
     if L_F > 1e-8:
         scaled.upper_factor, L_F = scaled.upper_factor / L_F, 1.0  # noqa: N806
     if L_f > 1e-8:
@@ -243,16 +242,3 @@ def _steps(scaled: ScaledProblem, w: np.ndarray, given: dict[str, float | None])
     eta = chosen("eta", min(1.0 / gamma1, 1.0 / gamma2) / size**2)
     alpha = chosen("alpha", 0.25 / (L_F / c0 + 2.0 * L_f + 1.0 / gamma1 + jac))
     return Steps(alpha, chosen("beta", min(0.5 * gamma2, alpha)), eta, gamma1, gamma2, c0, p, chosen("r", 100.0))
-
-
-def _lipschitz(gradient: Callable[[np.ndarray], np.ndarray], w: np.ndarray, rng: np.random.Generator) -> float:
-    """The norm of the Hessian at w, by the power method on differences of gradients."""
-    base, v, size = gradient(w), rng.standard_normal(w.size), 0.0
-    h = 1e-5 * max(1.0, float(np.linalg.norm(w)))
-    for _ in range(POWER):
-        v = v / max(float(np.linalg.norm(v)), 1e-300)
-        v = (gradient(w + h * v) - base) / h
-        size = float(np.linalg.norm(v))
-        if size == 0.0:
-            break
-    return 1.1 * size

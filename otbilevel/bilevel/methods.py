@@ -1,7 +1,7 @@
 """The registry of `minimize_bilevel`: one row per method."""
 
 from otbilevel._core.registry import Method, Registry
-from otbilevel.bilevel import aid, lv_hba
+from otbilevel.bilevel import aid, f2sa, lv_hba
 
 METHODS = Registry("minimize_bilevel")
 
@@ -25,5 +25,16 @@ METHODS.add(
         backends=("numpy", "torch"),
         reference="Pedregosa, ICML 2016",
         max_iter=500,
+    )
+)
+METHODS.add(
+    Method(
+        name="f2sa",
+        summary="fully first order: a penalty on the lower level's value, steps in turn; lower levels without constraints",
+        solve=f2sa.solve,
+        options=f2sa.F2SAOptions,
+        backends=("numpy", "torch"),
+        reference="Kwon et al., ICML 2023, arXiv:2301.10945",
+        max_iter=5000,
     )
 )

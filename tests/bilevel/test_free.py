@@ -1,4 +1,4 @@
-"""Implicit differentiation behind the same entry: closed forms, LV-HBA's results, and what it refuses."""
+"""Methods for free lower levels behind the same entry: closed forms, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -20,6 +20,20 @@ def test_free_lower_levels(name):
     if e.x is not None:
         np.testing.assert_allclose(result.x, e.x, atol=1e-4)
     assert result.nit == len(result.history["fun"])
+
+
+@pytest.mark.parametrize("name", ["unconstrained quadratic", "logarithm", "LamparielloSagratella2017Ex32"])
+def test_first_order_steps_get_near(name):
+    """The bias of x is of order 1/lambda."""
+    e = EXAMPLES[name]
+    settings = {"jac_upper": e.jac_upper, "jac_lower": e.jac_lower, **e.settings}
+    errors = []
+    for largest in (10.0, 1000.0):
+        options = {"inner": 100, "largest": largest}
+        result = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, method="f2sa", options=options, **settings)
+        assert result.success and result.method == "f2sa" and result.penalty == largest and result.lower_gap < 1e-9
+        errors.append(abs(result.fun - e.fun))
+    assert errors[1] < 1e-4 and errors[1] < 0.1 * errors[0] + 1e-12
 
 
 def test_hundreds_of_variables():
@@ -47,13 +61,15 @@ def test_hundreds_of_variables():
 
 
 @pytest.mark.parametrize("settings", [{"bounds_y": (0, 1)}, {"constraints": EXAMPLES["Bard1988Ex1"].settings["constraints"]}])
-def test_constraints_are_refused(settings):
+@pytest.mark.parametrize("method", ["aid-cg", "f2sa"])
+def test_constraints_are_refused(method, settings):
     e = EXAMPLES["Bard1988Ex1"]
     with pytest.raises(ValueError, match='the lower level must be free: use method="lv-hba"'):
-        minimize_bilevel(e.upper, e.lower, e.x0, e.y0, method="aid-cg", **settings)
+        minimize_bilevel(e.upper, e.lower, e.x0, e.y0, method=method, **settings)
 
 
-def test_what_fails_is_said():
+@pytest.mark.parametrize("method", ["aid-cg", "f2sa"])
+def test_what_fails_is_said(method):
     with pytest.warns(ConvergenceWarning):
         result = minimize_bilevel(
             lambda x, y: float(np.sum((y - 1) ** 2)),
@@ -62,6 +78,6 @@ def test_what_fails_is_said():
             [0.0],
             jac_upper=lambda x, y: (0 * x, 2 * (y - 1)),
             jac_lower=lambda x, y: (2 * (y - x), -2 * (y - x)),
-            method="aid-cg",
+            method=method,
         )
     assert not result.success
