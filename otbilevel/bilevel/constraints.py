@@ -55,7 +55,7 @@ class CoupledConstraint:
 
 
 class Rows:
-    """Constraints as rows c(w) <= 0, the first of which may be equalities, on the stacked vector w = (x, y). NumPy only.
+    """Constraints as rows c(w) <= 0, or == 0 where `equality` says so, on the stacked vector w = (x, y). NumPy only.
 
     Parameters
     ----------

@@ -16,7 +16,6 @@ from otbilevel.linalg.ihvp import ihvp
 from otbilevel.linalg.operators import SymmetricOperator
 from otbilevel.linalg.result import LinearResult
 
-DOUBT = "and yet"
 LARGE = 0.1
 """Error relative to the hypergradient from which on there is a warning."""
 CORRECTION = 10
@@ -98,9 +97,9 @@ class Implicit:
         status = linear.status if finite else Status.NOT_FINITE
         error = self._error(linear, **settings) if estimate_error and finite else float("nan")
         size = float(array_namespace(grad).linalg.vector_norm(grad))
-        if linear.success and error > max(LARGE, 5 * settings["tol"]) * size > 0:
+        if linear.success and _doubtful(error, size, settings["tol"]):
             note += (
-                f"; {DOUBT} it may leave an error of {error:.1g} in a hypergradient of norm {size:.1g}: lower tol, or add damping"
+                f"; and yet it may leave an error of {error:.1g} in a hypergradient of norm {size:.1g}: lower tol, or add damping"
             )
         return HypergradientResult(
             grad=grad,
@@ -273,14 +272,21 @@ def hypergradient(  # noqa: PLR0913 -- the public contract
     found = implicit.solve(
         solver, init=init, estimate_error=validate.boolean(estimate_error, "estimate_error"), note=note, rng=rng, **settings
     )
-    return finished(found, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
+    return finished(found, tol=tol, raise_on_failure=validate.boolean(raise_on_failure, "raise_on_failure"))
 
 
-def finished(found: HypergradientResult, *, raise_on_failure: bool) -> HypergradientResult:
+def finished(found: HypergradientResult, *, tol: float, raise_on_failure: bool) -> HypergradientResult:
     """Report a failure, and a success that may be none: negative curvature was met, or a large error is left."""
-    if found.success and (found.negative_curvature or DOUBT in found.message):
+    parts = found.grad if isinstance(found.grad, tuple) else (found.grad,)
+    size = sum(_norm(part) ** 2 for part in parts) ** 0.5
+    if found.success and (found.negative_curvature or _doubtful(found.error, size, tol)):
         warnings.warn(found.message, ConvergenceWarning, stacklevel=3)
     return report(found, raise_on_failure=raise_on_failure, stacklevel=4)
+
+
+def _doubtful(error: float, size: float, tol: float) -> bool:
+    """Whether an error is large for a hypergradient of some size, more than a loose tolerance explains."""
+    return error > max(LARGE, 5 * tol) * size > 0
 
 
 def _vector(value: Any, name: str) -> Array:

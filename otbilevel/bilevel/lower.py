@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -50,26 +52,14 @@ def proximal_steps(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> np.n
 
 def solve_lower(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> LowerSolution:
     """Minimise f(x, .) under the lower rows from y: by proximal steps with exact quadratic programs, and by SciPy's SLSQP."""
-    n, at = problem.n, problem.beside(x)
+    at = problem.beside(x)
     t = proximal_steps(problem, x, y)
     limit = FAR * max(1.0, float(np.abs(y).max()))
-    box = [
-        (None if low == -math.inf else low, None if high == math.inf else high)
-        for low, high in zip(problem.low[n:], problem.high[n:], strict=True)
-    ]
     found = [t]
     for start in (y, t):
         if np.all(np.isfinite(start)) and np.abs(start).max() < limit:
-            result = minimize(
-                lambda v: problem.f(at(v)),
-                start,
-                jac=lambda v: problem.df(at(v))[n:],
-                method="SLSQP",
-                bounds=box,
-                constraints=problem.slsqp_rows(at, lower_only=True),
-                options={"ftol": 1e-13, "maxiter": 200},
-            )
-            found.append(np.clip(result.x, problem.low[n:], problem.high[n:]))
+            rows = problem.slsqp_rows(at, lower_only=True)
+            found.append(_slsqp(problem, x, start, problem.f, problem.df, rows, ftol=1e-13, maxiter=200))
     best = LowerSolution(math.inf, None)
     for v in found:
         if np.all(np.isfinite(v)) and problem.lower_violation(at(v)) < FEASIBLE:
@@ -93,25 +83,31 @@ def restore(problem: ScaledProblem, w: np.ndarray, share: float = 1e-7) -> np.nd
     at, unit = problem.beside(x), max(problem.lower_factor, abs(solution.value))
     room = solution.value + share * unit
     near = {"type": "ineq", "fun": lambda t: room - problem.f(at(t)), "jac": lambda t: -problem.df(at(t))[n:]}
-    box = [
-        (None if low == -math.inf else low, None if high == math.inf else high)
-        for low, high in zip(problem.low[n:], problem.high[n:], strict=True)
-    ]
     candidates = [at(solution.y)]
     for start in (w[n:], solution.y):
-        result = minimize(
-            lambda t: problem.F(at(t)),
-            start,
-            jac=lambda t: problem.dF(at(t))[n:],
-            method="SLSQP",
-            bounds=box,
-            constraints=[*problem.slsqp_rows(at), near],
-            options={"ftol": 1e-11, "maxiter": 100},
-        )
-        candidates.append(at(np.clip(result.x, problem.low[n:], problem.high[n:])))
+        rows = [*problem.slsqp_rows(at), near]
+        candidates.append(at(_slsqp(problem, x, start, problem.F, problem.dF, rows, ftol=1e-11, maxiter=100)))
     good = [
         v
         for v in candidates
         if np.all(np.isfinite(v)) and problem.violation(v) < FEASIBLE * 10 and problem.f(v) <= room + 0.1 * share * unit
     ]
     return min(good, key=problem.F, default=None)
+
+
+def _slsqp(
+    problem: ScaledProblem,
+    x: np.ndarray,
+    start: np.ndarray,
+    value: Callable[[np.ndarray], float],
+    gradient: Callable[[np.ndarray], np.ndarray],
+    rows: list[dict[str, Any]],
+    **options: float,
+) -> np.ndarray:
+    """Minimise a function of w over y, x fixed, under rows and the bounds of y."""
+    n, at = problem.n, problem.beside(x)
+    low, high = problem.low[n:], problem.high[n:]
+    box = [(None if a == -math.inf else a, None if b == math.inf else b) for a, b in zip(low, high, strict=True)]
+    settings = {"jac": lambda v: gradient(at(v))[n:], "bounds": box, "constraints": rows, "options": options}
+    found: np.ndarray = np.clip(minimize(lambda v: value(at(v)), start, method="SLSQP", **settings).x, low, high)
+    return found

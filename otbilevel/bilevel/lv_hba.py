@@ -21,7 +21,7 @@ from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.saddle import ValueFunction
 from otbilevel.bilevel.scaled import ScaledProblem
 from otbilevel.bilevel.slsqp import project
-from otbilevel.bilevel.task import Task
+from otbilevel.bilevel.task import SETTLED, Task
 
 FEASIBLE = 1e-7
 """Violation of rows of length one up to which a point counts as feasible."""
@@ -36,8 +36,6 @@ PROXIMAL = 100.0
 """gamma_1 in units of the extent of the feasible set, f having unit gradients: the proximal step must be able to cross that set."""
 JUMP = 1e-2
 """Relative change of F from which on moving y to lower optimality counts as a jump."""
-SETTLED = 1e-2
-"""Relative change of F between the last two penalties up to which the upper level counts as settled."""
 DOUBLINGS = 6
 """Of the radius of a stage, while its box is met."""
 

@@ -17,15 +17,13 @@ from scipy.optimize import minimize
 from otbilevel.bilevel.constraints import Rows
 from otbilevel.bilevel.problem import BilevelProblem
 from otbilevel.bilevel.result import BilevelResult
-from otbilevel.bilevel.task import Task
+from otbilevel.bilevel.task import SETTLED, Task
 from otbilevel.linalg.cg import cg
 
 NEWTON, ROUNDS, POLISH = 30, 12, 3
 """Newton steps for a saddle point, and rounds of multipliers for a penalty."""
 PROXIMAL, PROXIMAL_STEPS = 100.0, 40
 """gamma in units of the size of y, for f of unit gradients; steps of the lower solve that proves a point."""
-SETTLED = 1e-2
-"""Relative change of F between the last two penalties up to which the upper level counts as settled."""
 
 
 def solve(task: Task, penalties: tuple[float, ...]) -> BilevelResult:

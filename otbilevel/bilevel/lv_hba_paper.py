@@ -15,7 +15,7 @@ from otbilevel.bilevel.projection import Polyhedron
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.scaled import ScaledProblem
 from otbilevel.bilevel.slsqp import project
-from otbilevel.bilevel.task import Task
+from otbilevel.bilevel.task import SETTLED, Task
 
 DIVERGED = 1e6
 """Size of a point, relative to the start, from which on the run diverges."""
@@ -174,7 +174,7 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
         w,
         gap=gap / scaled.lower_factor,
         stationarity=change,
-        settled=change <= 1e-2 and not met and not diverged,
+        settled=change <= SETTLED and not met and not diverged,
         multipliers=scaled.lower_rows.multipliers(state.lam, scaled.lower_factor),
         penalty=penalty,
         how=how,

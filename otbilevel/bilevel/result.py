@@ -29,7 +29,7 @@ class BilevelResult(Result):
     multipliers : list of (l,) array
         Those of the lower level's constraints, one array for each item of `constraints`.
     penalty : float
-        The last c.
+        The last c, or lambda; infinite for methods without one.
     nit : int
         Iterations: penalty stages over all starts, or steps.
     nfev, njev : dict of int

@@ -13,6 +13,9 @@ from otbilevel._core.result import Status
 from otbilevel.bilevel.problem import BilevelProblem, Library
 from otbilevel.bilevel.result import BilevelResult
 
+SETTLED = 1e-2
+"""Stationarity, as LV-HBA measures it, up to which the upper level counts as settled."""
+
 
 @dataclass
 class Task:

@@ -11,7 +11,7 @@ from torch import Tensor
 from otbilevel.pytorch import gauss_newton, hessian
 from otbilevel.pytorch.batches import Batch, move, sample_count
 from otbilevel.pytorch.kinds import Setting, product_of
-from otbilevel.pytorch.objective import Objective, Params, Product, gradient, measured
+from otbilevel.pytorch.objective import Objective, Params, Product, gradient, measured, require_scalar
 
 REPEATED = 1e-3
 """Relative difference of what should be the same that rounding explains."""
@@ -72,10 +72,7 @@ def _look_at_pieces(objective: Objective, batch: Batch, pieces: list[Batch], who
 
 def _loss(objective: Objective, batch: Batch, name: str) -> float:
     value = objective.value(objective.params, move(batch.inputs, objective.device), move(batch.targets, objective.device))
-    if not isinstance(value, Tensor) or value.dim() > 0:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        msg = f'loss must return a scalar tensor, got {found}: reduce it, as with reduction="mean"'
-        raise ValueError(msg)
+    require_scalar(value, "loss", ': reduce it, as with reduction="mean"')
     if not bool(torch.isfinite(value)):
         msg = f"the loss of {name} of data is {float(value)}: look at the data and at the parameters"
         raise ValueError(msg)

@@ -14,7 +14,7 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array
 from otbilevel.bilevel.hypergradient import HypergradientResult, Implicit, finished
 from otbilevel.linalg.operators import SymmetricOperator
-from otbilevel.pytorch.objective import LinearMap, derivative, reaches
+from otbilevel.pytorch.objective import LinearMap, derivative, reaches, require_scalar
 
 Closure = Callable[[], Tensor]
 
@@ -168,6 +168,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
         raise ValueError(msg)
     op = _mean_operator([LossOperator(gradient, y) for gradient in inner], y)
     maps = [LinearMap(gradient, x) for gradient in inner]
+    target = (1e-4 if op.precision > 1e-10 else 1e-6) if tol is None else tol
 
     def cross(v: Tensor) -> Tensor:
         parts = unflatten(v, y)
@@ -176,7 +177,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     slope = sum(flatten(zeros_for(gradient, y)) for gradient in inner) / len(inner)
     result = Implicit(op, cross, grad_x, grad_y, float(torch.linalg.vector_norm(slope))).solve(
         solver,
-        tol=(1e-4 if op.precision > 1e-10 else 1e-6) if tol is None else tol,
+        tol=target,
         max_iter=max_iter,
         damping=damping,
         init=init,
@@ -186,7 +187,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
         estimate_error=validate.boolean(estimate_error, "estimate_error"),
     )
     result = replace(result, grad=tuple(unflatten(result.grad, x)))
-    finished(result, raise_on_failure=strict)
+    finished(result, tol=target, raise_on_failure=strict)
     if add:
         for p, g in zip(x, result.grad, strict=True):
             p.grad = g.clone() if p.grad is None else p.grad.add_(g)
@@ -256,11 +257,7 @@ def _value(loss: Any, name: str) -> Tensor:
         msg = f"{name} must be a function without arguments that returns the loss, got {type(loss).__name__}"
         raise TypeError(msg)
     with sdpa_kernel(SDPBackend.MATH):  # the one implementation of attention that PyTorch can differentiate twice
-        value = loss()
-    if not isinstance(value, Tensor) or value.dim() > 0:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        msg = f"{name} must return a scalar tensor, got {found}"
-        raise ValueError(msg)
+        value = require_scalar(loss(), name)
     if not bool(torch.isfinite(value)):
         msg = f"{name} is {value.item()}: look at the data and at the parameters"
         raise ValueError(msg)

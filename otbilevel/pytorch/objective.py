@@ -101,6 +101,15 @@ class Objective:
         return {name: p.detach().requires_grad_() for name, p in self.params.items()}
 
 
+def require_scalar(value: Any, name: str, hint: str = "") -> Tensor:
+    """What a loss returned, if it is a scalar tensor, else ValueError."""
+    if not isinstance(value, Tensor) or value.dim() > 0:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        msg = f"{name} must return a scalar tensor, got {found}{hint}"
+        raise ValueError(msg)
+    return value
+
+
 def gradient(objective: Objective, inputs: Any, targets: Any) -> Params:
     """Of the loss; by plain reverse mode, which every model has."""
     with torch.enable_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -197,17 +197,6 @@ def bilevel_examples() -> dict[str, BilevelExample]:
             {"constraints": LinearConstraint([[-1, 1, 1]], 0, 0)},
             (1.2,),
         ),
-        "an equality as two inequalities": BilevelExample(
-            lambda x, y: (y[0] - 1) ** 2 + (x[0] - 1) ** 2,
-            lambda x, y: (y[0] ** 2 + y[1] ** 2) / 2,
-            lambda x, y: _pair([2 * (x[0] - 1)], [2 * (y[0] - 1), 0]),
-            lambda x, y: _pair([0.0], y),
-            (-2,),
-            (0, 0),
-            0.2,
-            {"constraints": _linear([[-1, 1, 1], [1, -1, -1]], [0, 0])},
-            (1.2,),
-        ),
         "no interior": BilevelExample(
             lambda x, y: (x[0] - 1) ** 2 + (y[0] - 1) ** 2,
             lambda x, y: y[0],
@@ -220,6 +209,8 @@ def bilevel_examples() -> dict[str, BilevelExample]:
             (1.0,),
         ),
     }
+    two_rows = {"constraints": _linear([[-1, 1, 1], [1, -1, -1]], [0, 0])}
+    examples["an equality as two inequalities"] = replace(examples["a lower equality"], settings=two_rows)
     return examples | _by_one_variable() | {"unconstrained quadratic": _quadratic()}
 
 
