@@ -17,6 +17,7 @@ from otbilevel._core import validate
 from otbilevel._core.monitor import Monitor
 from otbilevel.bilevel import lv_hba_large, lv_hba_paper
 from otbilevel.bilevel.lower import proximal_steps, restore, solve_lower
+from otbilevel.bilevel.lv_hba_step import SETTINGS, check_settings
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.saddle import ValueFunction
 from otbilevel.bilevel.scaled import ScaledProblem
@@ -25,8 +26,6 @@ from otbilevel.bilevel.task import SETTLED, Task
 
 FEASIBLE = 1e-7
 """Violation of rows of length one up to which a point counts as feasible."""
-PAPER = ("alpha", "beta", "eta", "gamma1", "gamma2", "c0", "p", "r")
-"""Settings of variant="paper"."""
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 LARGE = 200
 """n + m from which on there are no matrices."""
@@ -85,13 +84,11 @@ class LVHBAOptions:
             validate.integer(self.n_starts, "n_starts", low=1)
         validate.choice(self.saddle, "saddle", ("auto", "exact", "newton-cg"))
         validate.choice(self.variant, "variant", ("exact", "paper"))
-        for name in PAPER:
-            value = getattr(self, name)
-            if value is not None and self.variant != "paper":
-                msg = f'{name} is a setting of variant="paper": leave it out'
-                raise ValueError(msg)
-            if value is not None:
-                validate.real(value, name, low=0.0, strict=name != "p", below=0.5 if name == "p" else math.inf)
+        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+        if given and self.variant != "paper":
+            msg = f'{next(iter(given))} is a setting of variant="paper": leave it out'
+            raise ValueError(msg)
+        check_settings(given)
         if self.penalties is None:
             return
         values = [validate.real(c, "penalties", low=0.0, strict=True) for c in self.penalties]
@@ -132,7 +129,7 @@ def solve(task: Task) -> BilevelResult:
     """Run all starts, and return the best point that is feasible for both levels."""
     options: LVHBAOptions = task.options
     if options.variant == "paper":
-        return lv_hba_paper.solve(task, {name: getattr(options, name) for name in PAPER})
+        return lv_hba_paper.solve(task, {name: getattr(options, name) for name in SETTINGS})
     size = task.start.size
     rows, n = task.problem.lower_rows, task.problem.n
     smooth = bool(rows.equality.all()) and not np.isfinite(np.concatenate([task.problem.low[n:], task.problem.high[n:]])).any()

@@ -4,128 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from otbilevel._core.array import Array, array_namespace, clamp
+from otbilevel.bilevel.convex_set import ConvexSet
 from otbilevel.bilevel.lipschitz import lipschitz
 from otbilevel.bilevel.lower import solve_lower
+from otbilevel.bilevel.lv_hba_step import GROWTH, Oracles, State, Steps, automatic, step
 from otbilevel.bilevel.projection import Polyhedron
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.scaled import ScaledProblem
-from otbilevel.bilevel.slsqp import project
 from otbilevel.bilevel.task import SETTLED, Task
 
 DIVERGED = 1e6
 """Size of a point, relative to the start, from which on the run diverges."""
 SMALL_STEP = 1e-9
 """Movement in a step, relative to the point, from which on the run has settled."""
-GROWTH = 10.0
-"""Of r, when a multiplier meets it."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Step sizes and parameters of Algorithm 1.
-
-    Attributes
-    ----------
-    alpha, beta, eta : float
-        Step sizes of (x, y), of z and of the saddle point.
-    gamma1, gamma2 : float
-        Proximal parameters of theta and lam.
-    c0, p : float
-        The penalty of step k is c0 (k + 1)^p, 0 <= p < 1/2.
-    r : float
-        Bound of multipliers.
-    """
-
-    alpha: float
-    beta: float
-    eta: float
-    gamma1: float
-    gamma2: float
-    c0: float
-    p: float
-    r: float
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run is: arrays of any library, and the number of steps made.
-
-    Attributes
-    ----------
-    x, y : (n,), (m,) array
-        The point.
-    z, lam : (l,) array
-        Multipliers: that of the value function, and that of the saddle point.
-    theta : (m,) array
-        The lower variables of the saddle point.
-    k : int
-        Steps.
-    """
-
-    x: Array
-    y: Array
-    z: Array
-    theta: Array
-    lam: Array
-    k: int
-
-
-@dataclass(frozen=True)
-class Oracles:
-    """What a step needs to know.
-
-    Attributes
-    ----------
-    upper, lower : callable
-        (x, y) -> gradients in x and in y.
-    g : callable
-        (x, y) -> (l,), the lower rows.
-    vjp : callable
-        (x, y, lam) -> J_x' lam and J_y' lam.
-    equality : (l,) array of bool
-        Which rows are equations.
-    project : callable
-        (x, y) -> the nearest point of C.
-    project_y : callable
-        y -> the nearest point of Y.
-    """
-
-    upper: Callable[[Array, Array], tuple[Array, Array]]
-    lower: Callable[[Array, Array], tuple[Array, Array]]
-    g: Callable[[Array, Array], Array]
-    vjp: Callable[[Array, Array, Array], tuple[Array, Array]]
-    equality: Array
-    project: Callable[[Array, Array], tuple[Array, Array]]
-    project_y: Callable[[Array], Array]
-
-
-def step(oracles: Oracles, steps: Steps, state: State) -> State:
-    """One step of Algorithm 1 (Yao et al., 2024): two gradients of f in y, two in x, one of F, one projection on C."""
-    x, y, theta, lam, z = state.x, state.y, state.theta, state.lam, state.z
-    c = steps.c0 * (state.k + 1) ** steps.p
-    # Both at the old (theta, lam).
-    in_theta = oracles.lower(x, theta)[1] + oracles.vjp(x, theta, lam)[1] + (theta - y) / steps.gamma1
-    in_lam = -oracles.g(x, theta) + (lam - z) / steps.gamma2
-    theta = oracles.project_y(theta - steps.eta * in_theta)
-    lam = _bounded(lam - steps.eta * in_lam, oracles.equality, steps.r)
-    upper, lower = oracles.upper(x, y), oracles.lower(x, y)
-    at_theta = oracles.lower(x, theta)[0] + oracles.vjp(x, theta, lam)[0]
-    in_x = upper[0] / c + lower[0] - at_theta
-    in_y = upper[1] / c + lower[1] - (y - theta) / steps.gamma1
-    in_z = -(lam - z) / steps.gamma2
-    x, y = oracles.project(x - steps.alpha * in_x, y - steps.alpha * in_y)
-    return State(x, y, _bounded(z - steps.beta * in_z, oracles.equality, steps.r), theta, lam, state.k + 1)
-
-
-def _bounded(lam: Array, equality: Array, r: float) -> Array:
-    """In Z: [0, r] for inequalities, [-r, r] for equations."""
-    xp = array_namespace(lam)
-    return xp.where(equality, clamp(lam, -r, r), clamp(lam, 0.0, r))
 
 
 def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
@@ -158,14 +53,14 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
         if given["r"] is None and count and float(np.abs(state.lam).max()) >= steps.r:
             steps = replace(steps, r=GROWTH * steps.r)
         point = lambda: {"x": state.x, "y": state.y}  # noqa: E731, B023
-        going_on = task.monitor.record(point, penalty=steps.c0 * state.k**steps.p, moved=moved)
+        going_on = task.monitor.record(point, penalty=steps.penalty(state.k - 1), moved=moved)
         if not going_on or moved <= SMALL_STEP * steps.alpha * (1.0 + float(np.linalg.norm(state.x))):
             break
     w = np.concatenate([state.x, state.y])
     lowest = solve_lower(scaled, state.x, state.y)
     gap = scaled.f(w) - lowest.value if math.isfinite(lowest.value) else math.inf
     met = count > 0 and float(np.abs(state.lam).max()) >= steps.r
-    penalty = steps.c0 * state.k**steps.p
+    penalty = steps.penalty(state.k - 1)
     # The projected gradient of F + c (f - v), relative to that of F: small gaps say nothing while this is large.
     change = penalty * moved / (steps.alpha * max(1e-8, float(np.linalg.norm(scaled.dF(w)))))
     how = f"single loop of the paper, {state.k} steps"
@@ -188,11 +83,18 @@ def _oracles(scaled: ScaledProblem, nearest: Callable[[np.ndarray], np.ndarray])
     def split(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return v[:n], v[n:]
 
+    def penalised(x: np.ndarray, y: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
+        w = np.concatenate([x, y])
+        return split(scaled.dF(w) / c + scaled.df(w))
+
+    def lagrangian(x: np.ndarray, theta: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        w = np.concatenate([x, theta])
+        return np.asarray(scaled.df(w) + rows.vjp(w, lam))
+
     return Oracles(
-        upper=lambda x, y: split(scaled.dF(np.concatenate([x, y]))),
-        lower=lambda x, y: split(scaled.df(np.concatenate([x, y]))),
-        g=lambda x, y: rows.values(np.concatenate([x, y])),
-        vjp=lambda x, y, lam: split(rows.jacobian(np.concatenate([x, y])).T @ lam),
+        penalised=penalised,
+        lagrangian_x=lambda x, theta, lam: lagrangian(x, theta, lam)[:n],
+        lagrangian_y=lambda x, theta, lam: (lagrangian(x, theta, lam)[n:], rows.values(np.concatenate([x, theta]))),
         equality=rows.equality,
         project=lambda x, y: split(nearest(np.concatenate([x, y]))),
         project_y=lambda y: np.clip(y, scaled.low[n:], scaled.high[n:]),
@@ -200,13 +102,19 @@ def _oracles(scaled: ScaledProblem, nearest: Callable[[np.ndarray], np.ndarray])
 
 
 def _projection(scaled: ScaledProblem, w: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Onto C: a box, a polyhedron where all rows are affine, or whatever SLSQP finds."""
+    """Onto C: a box, a polyhedron where all rows are affine, or a convex set."""
     sets = (scaled.lower_rows, scaled.upper_rows)
     if not any(rows.count for rows in sets):
         return lambda v: np.clip(v, scaled.low, scaled.high)
     elsewhere = w + 1.0 + np.abs(w)
     if not all(np.allclose(rows.jacobian(w), rows.jacobian(elsewhere), atol=1e-7) for rows in sets):
-        return lambda v: project(scaled, v)
+        both = np.concatenate([rows.equality for rows in sets])
+
+        def linearise(v: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+            values, counts = np.concatenate([rows.values(v) for rows in sets]), sets[0].count
+            return values, lambda lam: sets[0].vjp(v, lam[:counts]) + sets[1].vjp(v, lam[counts:])
+
+        return ConvexSet(linearise, both, scaled.low, scaled.high)
     below, above, eye = scaled.low > -np.inf, scaled.high < np.inf, np.eye(w.size)
     matrix = np.vstack([*(rows.jacobian(w) for rows in sets), -eye[below], eye[above]])
     offsets = [rows.jacobian(w) @ w - rows.values(w) for rows in sets]
@@ -228,17 +136,4 @@ def _steps(scaled: ScaledProblem, w: np.ndarray, given: dict[str, float | None])
     if L_f > 1e-8:
         scaled.lower_factor, L_f = scaled.lower_factor / L_f, 1.0  # noqa: N806
     rows = scaled.lower_rows.jacobian(w)[:, n:]
-    jac = float(np.linalg.norm(rows, 2)) if rows.size else 0.0
-
-    def chosen(name: str, default: float) -> float:
-        value = given[name]
-        return default if value is None else float(value)
-
-    # Below 1/(2 rho) for the weak convexity rho <= L_f; a linear program has none, and needs a large one.
-    gamma1 = chosen("gamma1", 0.5 / L_f if L_f > 0.5 else 10.0)
-    gamma2 = chosen("gamma2", gamma1)
-    c0, p = chosen("c0", 10.0), chosen("p", 0.49)
-    size = max(L_f + 1.0 / gamma1, 1.0 / gamma2) + jac
-    eta = chosen("eta", min(1.0 / gamma1, 1.0 / gamma2) / size**2)
-    alpha = chosen("alpha", 0.25 / (L_F / c0 + 2.0 * L_f + 1.0 / gamma1 + jac))
-    return Steps(alpha, chosen("beta", min(0.5 * gamma2, alpha)), eta, gamma1, gamma2, c0, p, chosen("r", 100.0))
+    return automatic(L_F, L_f, float(np.linalg.norm(rows, 2)) if rows.size else 0.0, given)

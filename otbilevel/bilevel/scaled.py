@@ -62,6 +62,12 @@ class ScaledRows:
         """Its derivative, (k, n + m)."""
         return self._scale[:, None] * self._rows.jacobian(w)[self._keep] if self.count else np.zeros((0, w.size))
 
+    def vjp(self, w: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        """Its transpose times lam, (n + m,)."""
+        full = np.zeros(self._rows.count)
+        full[self._keep] = self._scale * lam
+        return self._rows.vjp(w, full)
+
     def multipliers(self, lam: np.ndarray, factor: float) -> np.ndarray:
         """Multipliers of the rows as they were given, for an objective that was multiplied by `factor`."""
         found = np.zeros(self._rows.count)

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint, minimize
 
 from otbilevel import BilevelResult, ConvergenceError, ConvergenceWarning, CoupledConstraint, Status, minimize_bilevel
-from otbilevel.bilevel import lv_hba_paper as paper
+from otbilevel.bilevel.lv_hba_step import Oracles, State, Steps, step
 from otbilevel.testing import bilevel_examples, random_coupled_qp
 
 EXAMPLES = bilevel_examples()
@@ -276,16 +276,15 @@ def test_steps_that_are_too_long_end_the_run():
 
 def test_a_step_is_that_of_the_paper():
     """Algorithm 1 by hand, on numbers."""
-    oracles = paper.Oracles(
-        upper=lambda x, y: (2 * x, 3 * y),
-        lower=lambda x, y: (-y, y - x),
-        g=lambda x, y: x + y - 1.0,
-        vjp=lambda x, y, lam: (lam, lam),
+    oracles = Oracles(
+        penalised=lambda x, y, c: (2 * x / c - y, 3 * y / c + y - x),
+        lagrangian_x=lambda x, theta, lam: -theta + lam,
+        lagrangian_y=lambda x, theta, lam: (theta - x + lam, x + theta - 1.0),
         equality=np.array([False]),
         project=lambda x, y: (x, y),
         project_y=lambda y: y,
     )
-    steps = paper.Steps(alpha=0.1, beta=0.2, eta=0.3, gamma1=0.5, gamma2=2.0, c0=2.0, p=0.25, r=10.0)
+    steps = Steps(alpha=0.1, beta=0.2, eta=0.3, gamma1=0.5, gamma2=2.0, c0=2.0, p=0.25, r=10.0)
     x, y, z, theta, lam, k = 1.0, 0.5, 0.4, 0.7, 0.6, 15
     new_theta = theta - 0.3 * ((theta - x) + lam + (theta - y) / 0.5)
     new_lam = min(max(lam - 0.3 * (-(x + theta - 1) + (lam - z) / 2), 0.0), 10.0)
@@ -293,7 +292,7 @@ def test_a_step_is_that_of_the_paper():
     expected_x = x - 0.1 * (2 * x / c - y + new_theta - new_lam)
     expected_y = y - 0.1 * (3 * y / c + (y - x) - (y - new_theta) / 0.5)
     expected_z = min(max(z + 0.2 * (new_lam - z) / 2, 0.0), 10.0)
-    found = paper.step(oracles, steps, paper.State(*(np.array([v]) for v in (x, y, z, theta, lam)), k))
+    found = step(oracles, steps, State(*(np.array([v]) for v in (x, y, z, theta, lam)), k))
     pairs = zip(
         (found.x, found.y, found.z, found.theta, found.lam), (expected_x, expected_y, expected_z, new_theta, new_lam), strict=True
     )

@@ -5,11 +5,23 @@ import pytest
 from scipy.optimize import minimize
 
 from otbilevel.bilevel import projection as sets
+from otbilevel.bilevel.convex_set import ConvexSet
 
 RNG = np.random.default_rng(0)
 N = 6
 A, B = RNG.standard_normal((4, N)), RNG.uniform(0.1, 1.0, 4)
 LOW = np.arange(1.0, N + 1)
+AXES = np.array([[1.0, 3.0, 0.5, 10.0, 2.0, 1.0], [4.0, 0.1, 1.0, 1.0, 5.0, 20.0]])
+
+
+def ellipsoids(w):
+    return np.append((AXES @ w**2 - 1.0) / 5, w.sum() - 0.3)
+
+
+def ellipsoid_rows(w):
+    return np.vstack([0.4 * AXES * w, np.ones(N)])
+
+
 SETS = {
     "box": (sets.Box(-0.3, 0.5), [{"type": "ineq", "fun": lambda w: np.concatenate([w + 0.3, 0.5 - w])}]),
     "box of vectors": (
@@ -31,6 +43,14 @@ SETS = {
             {"type": "ineq", "fun": lambda w: 0.25 - w[:2] @ w[:2]},
             {"type": "ineq", "fun": lambda w: w[2:]},
             {"type": "eq", "fun": lambda w: np.sum(w[2:]) - 1.0},
+        ],
+    ),
+    "ellipsoids and an equation": (
+        ConvexSet(lambda w: (ellipsoids(w), lambda lam: ellipsoid_rows(w).T @ lam), np.array([False, False, True]), -0.5, 0.9),
+        [
+            {"type": "ineq", "fun": lambda w: -ellipsoids(w)[:2], "jac": lambda w: -ellipsoid_rows(w)[:2]},
+            {"type": "ineq", "fun": lambda w: np.concatenate([w + 0.5, 0.9 - w])},
+            {"type": "eq", "fun": lambda w: ellipsoids(w)[2:], "jac": lambda w: ellipsoid_rows(w)[2:]},
         ],
     ),
     "margins": (sets.Margins(A[:, :2]), [{"type": "ineq", "fun": lambda w: w[2:] - 1.0 + A[:, :2] @ w[:2]}]),
@@ -87,6 +107,28 @@ def test_many_margins():
     np.testing.assert_allclose(v - w[:9], rows.T @ lam, atol=1e-9)
 
 
+@pytest.mark.parametrize("box", [np.inf, 0.3])
+def test_a_large_convex_set_on_every_library(backend, box):
+    """Ellipsoids with axes of very different length: the conditions that make a point the nearest one."""
+    n, rng = 400, np.random.default_rng(1)
+    axes = np.exp(rng.uniform(0.0, np.log(1000.0), (2, n)))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    matrix, w = backend.asarray(axes), 3.0 * rng.standard_normal(n)
+
+    def linearise(v):
+        return matrix @ (v * v) / 2 - 0.1, lambda lam: (lam @ matrix) * v
+
+    project = ConvexSet(linearise, low=-box, high=box)
+    found = backend.to_numpy(project(backend.asarray(w)))
+    values = axes @ found**2 / 2 - 0.1
+    inside = np.abs(found) < box
+    lam, *_ = np.linalg.lstsq((axes * found)[:, inside].T, (w - found)[inside])
+    assert values.max() < 1e-9 and np.abs(found).max() <= box and inside.any()
+    assert lam.min() >= 0 and np.abs(lam * values).max() < 1e-9 * lam.max()
+    normal = w - found - lam @ (axes * found)
+    assert np.abs(normal[inside]).max() < 1e-7 and np.min((normal * found)[~inside], initial=0.0) > -1e-7
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="contradict each other"):
         sets.Affine([[1.0, 0.0], [2.0, 0.0]], [1.0, 3.0])
@@ -94,6 +136,10 @@ def test_what_is_refused():
         sets.Polyhedron([[1.0], [-1.0]], [0.0, -1.0])(np.array([3.0]))
     with pytest.raises(ValueError, match="must have as many rows"):
         sets.Polyhedron(np.ones((2, 3)), [1.0])
+    with pytest.raises(ValueError, match="no point of the set was found, rows are violated by 1: it is empty"):
+        ConvexSet(lambda w: (np.array([w @ w + 1.0]), lambda lam: 2 * lam[0] * w))(np.ones(3))
+    with pytest.raises(ValueError, match="tol"):
+        ConvexSet(lambda w: (w, lambda lam: lam), tol=0.0)
     with pytest.raises(ValueError, match="radius"):
         sets.Ball(0.0)
     with pytest.raises(ValueError, match="the vector has 3"):
