@@ -14,6 +14,7 @@ from otbilevel.linalg.cg import cg
 from otbilevel.linalg.operators import SymmetricOperator
 
 Pullback = Callable[[Array], Array]
+Linearised = Callable[[Array], tuple[Array, Pullback]]
 
 ROUNDS, NEWTON, PRODUCTS, HALVINGS = 60, 50, 200, 40
 """Limits: of multiplier steps, of Newton steps in each, of products with a Hessian in each of these, of its length."""
@@ -28,8 +29,8 @@ class ConvexSet:
     Attributes
     ----------
     linearise : callable
-        ``linearise(w)`` returns the values c(w), (l,), and a function that takes (l,) multipliers to (n,) products J(w)' lam. Rows
-        should have a length of about one.
+        ``linearise(w)`` returns the values c(w), (l,), and a function that takes (l,) multipliers to (n,) products J(w)' lam, and
+        is used before the next call. Rows should have a length of about one.
     equality : (l,) array of bool or bool
         Which rows are equations.
     low, high : float or (n,) array
@@ -62,7 +63,7 @@ class ConvexSet:
     array([1., 0.])
     """
 
-    linearise: Callable[[Array], tuple[Array, Pullback]]
+    linearise: Linearised
     equality: Any = False
     low: Any = -math.inf
     high: Any = math.inf
@@ -74,18 +75,41 @@ class ConvexSet:
 
     def __call__(self, w: Array) -> Array:
         """The nearest point of the set."""
+        return self.nearest(w)[0]
+
+    def nearest(self, w: Array, z: Array | None = None) -> tuple[Array, Array]:
+        """The nearest point of the set and the multipliers of its rows.
+
+        Parameters
+        ----------
+        w : (n,) array
+            The point to project.
+        z : (l,) array, optional
+            Multipliers to start from, such as those of a point near by.
+
+        Returns
+        -------
+        v : (n,) array
+            The nearest point.
+        z : (l,) array
+            Multipliers.
+        """
         search = _Search(self, w)
         v, rho, before = search.inside(w), PENALTY, math.inf
         c, _ = self.linearise(v)
-        z, out = search.xp.zeros_like(c), search.violation(c)
+        none, out = search.xp.zeros_like(c), search.violation(c)
         if out <= search.tol:
-            return v
+            return v, none
+        z = none if z is None else z
         for _ in range(ROUNDS):
-            goal = max(0.1 * search.tol, 1e-2 * out)
+            goal = max(0.1 * search.tol, 1e-2 * min(out, before))
             v, c = search.newton(v, z, rho, goal)
-            z, out = search.multipliers(c, z, rho), search.violation(c)
-            if out <= search.tol and goal <= search.tol:
-                return v
+            new, out = search.multipliers(c, z, rho), search.violation(c)
+            # Of rows that are not met the multiplier must be 0.
+            missed = float(search.xp.max(search.xp.abs(new - z))) / rho
+            z = new
+            if max(out, missed) <= search.tol and goal <= search.tol:
+                return v, z
             if not out <= 0.25 * before:
                 rho *= GROWTH
             before = out
@@ -127,14 +151,15 @@ class _Search:
         c, pullback = self.linearise(v)
         for _ in range(NEWTON):
             lam = self.multipliers(c, z, rho)
-            slope = v - self._w + pullback(lam)
+            force = pullback(lam)
+            slope = v - self._w + force
             free = xp.logical_not(self._pressed(v, slope))
             slope = xp.where(free, slope, xp.zeros_like(slope))
             steepness = float(xp.linalg.vector_norm(slope))
             if not steepness > max(goal, 4 * self.eps * rho * size):
                 break
             active = xp.logical_or(lam > 0, xp.asarray(self._given.equality, device=c.device))
-            operator = _Hessian(self, v, slope, free, active, z, rho, size)
+            operator = _Hessian(self, v, force, free, active, z, rho, size)
             found = cg(
                 operator, -slope, tol=min(0.1, max(0.3 * goal / steepness, 10 * self.eps)), max_iter=PRODUCTS, verify=False
             ).x
@@ -175,10 +200,10 @@ class _Hessian(SymmetricOperator):
     """Of the augmented Lagrangian, with the rows that are active, on the free coordinates, by differences of gradients."""
 
     def __init__(
-        self, search: _Search, v: Array, slope: Array, free: Array, active: Array, z: Array, rho: float, size: float
+        self, search: _Search, v: Array, force: Array, free: Array, active: Array, z: Array, rho: float, size: float
     ) -> None:
         super().__init__(v.shape[0], v[:0])
-        self._search, self._v, self._slope, self._free = search, v, slope, free
+        self._search, self._v, self._force, self._free = search, v, force, free
         self._active, self._z, self._rho, self._h = active, z, rho, math.sqrt(search.eps) * size
 
     def _matvec(self, x: Array) -> Array:
@@ -187,8 +212,6 @@ class _Hessian(SymmetricOperator):
         if length == 0.0:
             return x
         h = self._h / length
-        forces = []
-        for moved in (self._v + h * x, self._v - h * x):
-            c, pullback = search.linearise(moved)
-            forces.append(pullback(xp.where(self._active, self._z + self._rho * c, xp.zeros_like(c))))
-        return xp.where(self._free, x + (forces[0] - forces[1]) / (2 * h), xp.zeros_like(x))
+        c, pullback = search.linearise(self._v + h * x)
+        force = pullback(xp.where(self._active, self._z + self._rho * c, xp.zeros_like(c)))
+        return xp.where(self._free, x + (force - self._force) / h, xp.zeros_like(x))

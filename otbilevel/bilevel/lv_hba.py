@@ -61,7 +61,7 @@ class LVHBAOptions:
     gamma1, gamma2 : float, optional
         Proximal parameters in these units; by default 0.5, or 10 for a linear f.
     c0, p : float, optional
-        The penalty of step k is c0 (k + 1)^p; by default 10 and 0.49.
+        The penalty of step k is c0 (k + 1)^p; by default 10 and 0.3.
     r : float, optional
         Bound of multipliers; by default 100, and ten times as much whenever a multiplier meets it.
     """

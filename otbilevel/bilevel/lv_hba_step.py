@@ -151,8 +151,10 @@ def automatic(L_F: float, L_f: float, rows: float, given: Mapping[str, float | N
     # Below 1/(2 rho) for the weak convexity rho <= L_f; a linear program has none, and needs a large one.
     gamma1 = chosen("gamma1", 0.5 / L_f if L_f > 0.5 else 10.0)
     gamma2 = chosen("gamma2", gamma1)
-    c0, p = chosen("c0", 10.0), chosen("p", 0.49)
+    c0, p = chosen("c0", 10.0), chosen("p", 0.3)
     size = max(L_f + 1.0 / gamma1, 1.0 / gamma2) + rows
-    eta = chosen("eta", min(1.0 / gamma1, 1.0 / gamma2) / size**2)
-    alpha = chosen("alpha", 0.25 / (L_F / c0 + 2.0 * L_f + 1.0 / gamma1 + rows))
+    convexity = min(1.0 / gamma1, 1.0 / gamma2)  # strong, of the saddle point
+    eta = chosen("eta", convexity / size**2)
+    # The saddle point must be able to follow (x, y), at the rate eta * convexity: else all of it diverges.
+    alpha = chosen("alpha", min(0.4 / (L_F / c0 + 2.0 * L_f + 1.0 / gamma1 + rows), eta * convexity))
     return Steps(alpha, chosen("beta", min(0.5 * gamma2, alpha)), eta, gamma1, gamma2, c0, p, chosen("r", 100.0))

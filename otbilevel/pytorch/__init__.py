@@ -9,10 +9,13 @@ except ImportError as error:  # pragma: no cover -- the tests have it
 from otbilevel.pytorch.gradients import gradients
 from otbilevel.pytorch.hypergradient import hypergradient
 from otbilevel.pytorch.loss import SinkhornLoss
+from otbilevel.pytorch.lv_hba import LVHBA, LVHBAStep
 from otbilevel.pytorch.operators import ModelOperator, from_torch
 from otbilevel.pytorch.transport import PointCloud, TransportSolution, solve_ot
 
 __all__ = [
+    "LVHBA",
+    "LVHBAStep",
     "ModelOperator",
     "PointCloud",
     "SinkhornLoss",

@@ -152,7 +152,7 @@ def hypergradient(  # noqa: PLR0913 -- as that of the arrays
     >>> weight.grad                                                          # y = 2 / (1 + weight)
     tensor([0.5000])
     """
-    x, y = _leaves(hparams, "hparams"), _leaves(params, "params")
+    x, y = leaves(hparams, "hparams"), leaves(params, "params")
     add, strict = validate.boolean(set_grad, "set_grad"), validate.boolean(raise_on_failure, "raise_on_failure")
     if {id(p) for p in x} & {id(p) for p in y}:
         msg = "a tensor is among hparams and among params: it belongs to one level"
@@ -231,25 +231,26 @@ def zeros_for(found: Iterable[Tensor | None], like: list[Tensor]) -> list[Tensor
     return [torch.zeros_like(p) if g is None else g for p, g in zip(like, found, strict=True)]
 
 
-def _leaves(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
-    leaves = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    if not leaves:
+def leaves(tensors: Iterable[Tensor], name: str) -> list[Tensor]:
+    """A list of different leaf tensors on one device, or an error that names what is wrong."""
+    found = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if not found:
         msg = f"{name} is empty: give at least one tensor (a generator can be gone through only once)"
         raise ValueError(msg)
-    for k, p in enumerate(leaves):
+    for k, p in enumerate(found):
         if not isinstance(p, Tensor):
             msg = f"{name}[{k}] must be a tensor, got {type(p).__name__}"
             raise TypeError(msg)
         if not (p.is_leaf and p.requires_grad):
             msg = f"{name}[{k}] must be a leaf tensor that requires gradients: set requires_grad, and leave it out of computations"
             raise ValueError(msg)
-    if len({id(p) for p in leaves}) < len(leaves):
+    if len({id(p) for p in found}) < len(found):
         msg = f"{name} holds a tensor twice: give each once"
         raise ValueError(msg)
-    if len({p.device for p in leaves}) > 1:
+    if len({p.device for p in found}) > 1:
         msg = f"{name} are on several devices: move them to one"
         raise ValueError(msg)
-    return leaves
+    return found
 
 
 def _value(loss: Any, name: str) -> Tensor:
