@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.optimize import minimize
@@ -66,8 +67,11 @@ class _Reduced:
             step = np.concatenate([np.zeros(n), t * v])
             return np.asarray((problem.lower.gradient(w + step) - problem.lower.gradient(w - step)) / (2 * t))
 
-        op = FunctionOperator(lambda v: along(v)[n:], self.y.size, self.y, psd=False)
-        implicit = Implicit(op, lambda v: along(v)[:n], upper[:n], upper[n:], float(np.linalg.norm(base[n:])))
+        yy, xy = problem.hvp_yy, problem.hvp_xy
+        products = (lambda v: along(v)[n:]) if yy is None else partial(yy, w)
+        cross = (lambda v: along(v)[:n]) if xy is None else partial(xy, w)
+        op = FunctionOperator(products, self.y.size, self.y, psd=False)
+        implicit = Implicit(op, cross, upper[:n], upper[n:], float(np.linalg.norm(base[n:])))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what fails shows in the result
             self.last = implicit.solve(

@@ -12,6 +12,9 @@ from otbilevel.bilevel.problem import BilevelProblem, Objective
 AGREE = 1e-4
 """Difference of a derivative and a central difference, relative to the largest of its row, that rounding and curvature explain."""
 
+SECOND = 1e-4
+"""Step of differences of gradients, which may be differences themselves."""
+
 
 def check_gradients(problem: BilevelProblem, w: np.ndarray) -> None:
     """Compare all derivatives with central differences at w.
@@ -21,11 +24,27 @@ def check_gradients(problem: BilevelProblem, w: np.ndarray) -> None:
     ValueError
         When one is off; the message names the function and its worst component.
     """
+    n = problem.n
     for level in (problem.upper, problem.lower):
-        _compare(f"jac_{level.name}", level.gradient(w)[None, :], differences(_as_vector(level), w), problem.n)
+        _compare(f"jac_{level.name} disagrees with the function", level.gradient(w)[None, :], differences(_as_vector(level), w), n)
     for rows in (problem.lower_rows, problem.upper_rows):
         if rows.count:
-            _compare(f"the derivative of {rows.name}", _of(rows, w), differences(rows.values, w), problem.n)
+            found = differences(rows.values, w)
+            _compare(f"the derivative of {rows.name} disagrees with the function", _of(rows, w), found, n)
+    if problem.hvp_yy or problem.hvp_xy:
+        _check_products(problem, w)
+
+
+def _check_products(problem: BilevelProblem, w: np.ndarray) -> None:
+    """Compare products with unit vectors: row j is how the gradient of f changes with y_j."""
+    x, y = w[: problem.n], w[problem.n :]
+    second = differences(lambda v: problem.lower.gradient(np.concatenate([x, v])), y, SECOND).T
+    rounding = float(np.abs(problem.lower.gradient(w)).max())  # differences tell nothing of entries that are much smaller
+    for name, found, n in (("hvp_yy", second[:, x.size :], 0), ("hvp_xy", second[:, : x.size], x.size)):
+        product = getattr(problem, name)
+        if product is not None:
+            given = np.array([product(w, unit) for unit in np.eye(y.size)])
+            _compare(f"{name} disagrees with the gradient of lower", given, found, n, "product with unit vector", rounding)
 
 
 def _as_vector(level: Objective) -> Callable[[np.ndarray], np.ndarray]:
@@ -37,15 +56,12 @@ def _of(rows: Rows, w: np.ndarray) -> np.ndarray:
     return np.array([rows.vjp(w, unit) for unit in np.eye(rows.count)])
 
 
-def _compare(name: str, given: np.ndarray, found: np.ndarray, n: int) -> None:
+def _compare(what: str, given: np.ndarray, found: np.ndarray, n: int, entry: str = "", least: float = 1e-6) -> None:
     size = np.maximum(np.abs(given).max(axis=1, keepdims=True), np.abs(found).max(axis=1, keepdims=True))
-    off = np.abs(given - found) / np.maximum(size, 1e-6)
+    off = np.abs(given - found) / np.maximum(size, max(least, 1e-6))
     row, column = np.unravel_index(int(np.argmax(off)), off.shape)
     if off[row, column] > AGREE:
         where = f"x[{column}]" if column < n else f"y[{column - n}]"
-        of_row = f" of row {row}" if len(given) > 1 else ""
-        msg = (
-            f"{name} disagrees with the function: its derivative{of_row} in {where} is {given[row, column]:.6g}, "
-            f"and differences give {found[row, column]:.6g}"
-        )
+        entry = f"{entry} {row}" if entry else f"derivative of row {row}" if len(given) > 1 else "derivative"
+        msg = f"{what}: its {entry} in {where} is {given[row, column]:.6g}, and differences give {found[row, column]:.6g}"
         raise ValueError(msg)

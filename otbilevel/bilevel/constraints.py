@@ -111,12 +111,13 @@ class Rows:
 
     def vjp(self, w: np.ndarray, lam: np.ndarray) -> np.ndarray:
         """J(w)' lam, (n + m,), by the user's own product where there is one."""
-        total, low = np.zeros(self._N), 0
+        total, low = None, 0
         for count, force in zip(self._counts, self._forces, strict=True):
             if np.any(lam[low : low + count]):
-                total += force(w, lam[low : low + count])
+                part = force(w, lam[low : low + count])
+                total = part if total is None else total + part
             low += count
-        return total
+        return np.zeros(self._N) if total is None else total
 
     def lengths(self, w: np.ndarray) -> np.ndarray:
         """The norms of the rows at w."""
@@ -186,6 +187,11 @@ class Rows:
         return np.full(count, constraint.kind == "eq")
 
 
+def worst(values: np.ndarray, equality: np.ndarray) -> float:
+    """The largest violation of rows of these values, at least 0."""
+    return float(np.max(np.where(equality, np.abs(values), values), initial=0.0))
+
+
 def _affine(function: Callable[[np.ndarray], np.ndarray], w: np.ndarray) -> np.ndarray | None:
     """The derivative of a function that is affine as far as a few points tell: it need not be computed, with noise, every time."""
     rng, spread = np.random.default_rng(0), max(1.0, float(np.abs(w).max()))
@@ -199,15 +205,15 @@ def _affine(function: Callable[[np.ndarray], np.ndarray], w: np.ndarray) -> np.n
     return mean if np.all(np.abs(found - mean) <= 1e-7 * (1.0 + np.abs(mean).max(axis=1, keepdims=True))) else None
 
 
-def differences(function: Callable[[np.ndarray], np.ndarray], w: np.ndarray) -> np.ndarray:
-    """The derivative of a vector-valued function by central differences."""
-    root = float(np.finfo(float).eps) ** (1 / 3)
+def differences(
+    function: Callable[[np.ndarray], np.ndarray], w: np.ndarray, step: float = float(np.finfo(float).eps) ** (1 / 3)
+) -> np.ndarray:
+    """The derivative of a vector-valued function by central differences, of a step relative to each entry of w."""
     columns = []
     for j in range(w.size):
-        step = root * max(1.0, abs(float(w[j])))
         unit = np.zeros_like(w)
-        unit[j] = step
-        columns.append((function(w + unit) - function(w - unit)) / (2 * step))
+        unit[j] = step * max(1.0, abs(float(w[j])))
+        columns.append((function(w + unit) - function(w - unit)) / (2 * unit[j]))
     return np.stack(columns, axis=1)
 
 

@@ -52,6 +52,7 @@ class F2SAOptions:
 def solve(task: Task) -> BilevelResult:
     """Steps of y, z and x in turn, for a growing lambda."""
     require_free(task)
+    task.refuse("hvp_yy", "hvp_xy")
     problem, options, n = task.problem, task.options, task.problem.n
     w = np.clip(task.start, problem.low, problem.high)
     rng = np.random.default_rng(0)

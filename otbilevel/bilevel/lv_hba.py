@@ -128,6 +128,7 @@ class Candidate:
 def solve(task: Task) -> BilevelResult:
     """Run all starts, and return the best point that is feasible for both levels."""
     options: LVHBAOptions = task.options
+    task.refuse("hvp_xy")
     if options.variant == "paper":
         return lv_hba_paper.solve(task, {name: getattr(options, name) for name in SETTINGS})
     size = task.start.size

@@ -25,6 +25,7 @@ SMALL_STEP = 1e-9
 
 def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
     """Run the loop until it moves no more or the limit is reached."""
+    task.refuse("hvp_yy", variant=' with options={"variant": "paper"}')
     resumed = task.state.get("origin") is not None
     origin = task.state["origin"] if resumed else task.start  # lengths are measured there, whether a run is interrupted or not
     scaled = ScaledProblem(task.problem, origin, np.random.default_rng(0))

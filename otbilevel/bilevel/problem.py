@@ -11,7 +11,11 @@ import numpy as np
 
 from otbilevel._core.array import Array, array_namespace, device, is_numpy_namespace, to_numpy
 from otbilevel._core.differentiate import Function, Jacobian, gradients
-from otbilevel.bilevel.constraints import CoupledConstraint, Rows
+from otbilevel.bilevel.constraints import CoupledConstraint, Rows, worst
+
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SMALL = 1e-8
+"""A length that is taken for zero."""
 
 
 @dataclass
@@ -67,32 +71,37 @@ class Objective:
     def __init__(self, fun: Function, jac: Jacobian | bool | None, n: int, library: Library, name: str) -> None:
         self._fun, self._jac, self._n, self._library, self.name = fun, jac, n, library, name
         self.nfev = self.njev = 0
-        self._value: tuple[bytes, float] = (b"", 0.0)
-        self._gradient: tuple[bytes, np.ndarray] = (b"", np.zeros(0))
+        self._at = np.full(0, np.nan)
+        self._value: float | None = None
+        self._gradient: np.ndarray | None = None
 
     def value(self, w: np.ndarray) -> float:
         """The number fun(x, y)."""
-        key = w.tobytes()
-        if key != self._value[0]:
+        self._go_to(w)
+        if self._value is None:
             self.nfev += 1
             found = self._fun(*self._parts(w))
             if self._jac is True:
                 found, pair = found
                 self.njev += 1
-                self._gradient = key, self._stacked(pair)
-            self._value = key, self._number(found)
-        return self._value[1]
+                self._gradient = self._stacked(pair)
+            self._value = self._number(found)
+        return self._value
 
     def gradient(self, w: np.ndarray) -> np.ndarray:
         """The gradient in (x, y), stacked."""
-        key = w.tobytes()
-        if key != self._gradient[0]:
-            if self._jac is True:
-                self.value(w + 0.0)
-            if key != self._gradient[0]:
-                self.njev += 1
-                self._gradient = key, self._stacked(gradients(self._fun, self._jac, *self._parts(w), self.name))
-        return self._gradient[1]
+        self._go_to(w)
+        if self._gradient is None and self._jac is True:
+            self.value(w)
+        if self._gradient is None:
+            self.njev += 1
+            self._gradient = self._stacked(gradients(self._fun, self._jac, *self._parts(w), self.name))
+        return self._gradient
+
+    def _go_to(self, w: np.ndarray) -> None:
+        """Forget what is known of another point; a copy tells, as callers may change theirs in place."""
+        if not np.array_equal(w, self._at):
+            self._at, self._value, self._gradient = w.copy(), None, None
 
     def _parts(self, w: np.ndarray) -> tuple[Array, Array]:
         return self._library.there(w[: self._n]), self._library.there(w[self._n :])
@@ -131,6 +140,8 @@ class BilevelProblem:
         Bounds of (x, y), infinite where there are none. Those of y belong to the lower level.
     n, m : int
         Dimensions of x and y.
+    hvp_yy, hvp_xy : callable or None
+        ``(w, v)`` -> the second derivative of f in y times v, and the gradient in x of <grad_y f, v>, where the user gave them.
     """
 
     upper: Objective
@@ -141,14 +152,56 @@ class BilevelProblem:
     high: np.ndarray
     n: int
     m: int
+    hvp_yy: Product | None = None
+    hvp_xy: Product | None = None
 
     def violation(self, w: np.ndarray) -> float:
         """The largest violation of a row or bound, in the units of the user."""
-        parts = [self.low - w, w - self.high]
-        for rows in (self.lower_rows, self.upper_rows):
-            values = rows.values(w)
-            parts.append(np.where(rows.equality, np.abs(values), values))
-        return float(np.max(np.concatenate(parts), initial=0.0))
+        rows = [worst(rows.values(w), rows.equality) for rows in (self.lower_rows, self.upper_rows)]
+        return max(float(np.max(self.low - w)), float(np.max(w - self.high)), *rows)
+
+    def around(self, w: np.ndarray, rng: np.random.Generator, count: int, *, jacobians: bool) -> list[np.ndarray]:
+        """w and random points near it, those at which all is finite; w alone when that is nowhere."""
+        spread = max(1.0, float(np.abs(w).max()))
+        points = [w, *(np.clip(w + spread * rng.standard_normal(w.size), self.low, self.high) for _ in range(count))]
+        return [v for v in points if self._finite(v, jacobians)] or [w]
+
+    def factors(self, points: list[np.ndarray]) -> tuple[float, float]:
+        """What F and f are multiplied by for gradients of length one at these points, that of f in y."""
+        upper = np.median([np.linalg.norm(self.upper.gradient(v)) for v in points])
+        lower = np.median([np.linalg.norm(self.lower.gradient(v)[self.n :]) for v in points])
+        return 1.0 / max(SMALL, float(upper)), 1.0 / max(SMALL, float(lower))
+
+    def _finite(self, w: np.ndarray, jacobians: bool) -> bool:
+        try:
+            parts = [self.upper.gradient(w), self.lower.gradient(w)]
+            for rows in (self.lower_rows, self.upper_rows):
+                parts += [rows.values(w), *([rows.jacobian(w).ravel()] if jacobians else [])]
+        except (ArithmeticError, ValueError):  # far from the start functions need not be defined
+            return False
+        return bool(np.all(np.isfinite(np.concatenate(parts))))
+
+
+def product(function: Any, n: int, library: Library, name: str) -> Product | None:
+    """A user's ``hvp(x, y, v)`` on the stacked vector; its result has the length of y for ``hvp_yy``, and of x for ``hvp_xy``."""
+    if function is None:
+        return None
+    if not callable(function):
+        msg = f"{name} must be a function of (x, y, v), got {type(function).__name__}"
+        raise TypeError(msg)
+
+    def call(w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        like = w[n:] if name == "hvp_yy" else w[:n]
+        found = library.back(function(library.there(w[:n]), library.there(w[n:]), library.there(v)))
+        if found.shape != like.shape:
+            msg = f"{name} must have shape {like.shape}, got {found.shape}"
+            raise ValueError(msg)
+        if not np.all(np.isfinite(found)):
+            msg = f"{name} is not finite"
+            raise FloatingPointError(msg)
+        return found
+
+    return call
 
 
 def wrapped(constraint: Any, library: Library) -> Any:

@@ -39,8 +39,8 @@ class SaddlePoint:
 class ValueFunction:
     """v(x, y) and its gradient by sequential quadratic programming in theta: one program where f is quadratic and g affine.
 
-    The Hessian of the lower Lagrangian in y comes from m differences of gradients. It is kept from point to point as long as it
-    predicts how gradients change.
+    The Hessian of the lower Lagrangian in y comes from m differences of gradients, or that of f by m products with `hvp_yy`. It is
+    kept from point to point as long as it predicts how gradients change.
 
     Parameters
     ----------
@@ -95,12 +95,15 @@ class ValueFunction:
         """The Hessian of the lower Lagrangian in y, its negative part left out."""
         problem, n, m = self._problem, self._problem.n, state.theta.size
         base = state.grad + state.jacobian.T @ lam
-        hessian = np.empty((m, m))
+        here, eye, hessian = np.concatenate([x, state.theta]), np.eye(m), np.empty((m, m))
         for j in range(m):
             moved = state.theta.copy()
             moved[j] += 1e-6 * max(1.0, abs(moved[j]))
-            at = np.concatenate([x, moved])
-            hessian[:, j] = (problem.df(at)[n:] + problem.dg(at)[:, n:].T @ lam - base) / (moved[j] - state.theta[j])
+            at, h = np.concatenate([x, moved]), moved[j] - state.theta[j]
+            if problem.has_hvp:
+                hessian[:, j] = problem.hvp(here, eye[j]) + (problem.dg(at)[:, n:] - state.jacobian).T @ lam / h
+            else:
+                hessian[:, j] = (problem.df(at)[n:] + problem.dg(at)[:, n:].T @ lam - base) / h
         values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
         positive: np.ndarray = (vectors * np.maximum(values, 0.0)) @ vectors.T
         return positive

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from otbilevel.bilevel.constraints import Rows
-from otbilevel.bilevel.problem import BilevelProblem
+from otbilevel.bilevel.constraints import Rows, worst
+from otbilevel.bilevel.problem import SMALL, BilevelProblem
 
 SAMPLES = 6
 """Random points around the start at which lengths are measured, beside the start itself."""
-SMALL = 1e-8
-"""A length that is taken for zero."""
 
 
 class ScaledRows:
@@ -93,28 +91,14 @@ class ScaledProblem:
     def __init__(self, problem: BilevelProblem, start: np.ndarray, rng: np.random.Generator) -> None:
         self.problem, self.n, self.m = problem, problem.n, problem.m
         self.low, self.high = problem.low, problem.high
-        spread = max(1.0, float(np.abs(start).max()))
-        points = [start, *(np.clip(start + spread * rng.standard_normal(start.size), self.low, self.high) for _ in range(SAMPLES))]
-        usable = [w for w in points if self._finite(w)] or [start]
-        self.lower_rows, self.upper_rows = (ScaledRows(rows, usable) for rows in (problem.lower_rows, problem.upper_rows))
-        self.upper_factor = 1.0 / max(SMALL, float(np.median([np.linalg.norm(problem.upper.gradient(w)) for w in usable])))
-        self.lower_factor = 1.0 / max(
-            SMALL, float(np.median([np.linalg.norm(problem.lower.gradient(w)[self.n :]) for w in usable]))
-        )
+        points = problem.around(start, rng, SAMPLES, jacobians=True)
+        self.lower_rows, self.upper_rows = (ScaledRows(rows, points) for rows in (problem.lower_rows, problem.upper_rows))
+        self.upper_factor, self.lower_factor = problem.factors(points)
         below, above = np.flatnonzero(self.low[self.n :] > -np.inf), np.flatnonzero(self.high[self.n :] < np.inf)
         self._below, self._above = below, above
         eye = np.eye(self.m)
         self._box = np.concatenate([-eye[below], eye[above]])
         self.equality = np.concatenate([self.lower_rows.equality, np.zeros(len(self._box), bool)])
-
-    def _finite(self, w: np.ndarray) -> bool:
-        try:
-            parts = [self.problem.upper.gradient(w), self.problem.lower.gradient(w)]
-            for rows in (self.problem.lower_rows, self.problem.upper_rows):
-                parts += [rows.values(w), rows.jacobian(w).ravel()]
-        except (ArithmeticError, ValueError):  # far from the start functions need not be defined
-            return False
-        return bool(np.all(np.isfinite(np.concatenate(parts))))
 
     def F(self, w: np.ndarray) -> float:  # noqa: N802 -- the paper's letters
         """The upper objective."""
@@ -131,6 +115,16 @@ class ScaledProblem:
     def df(self, w: np.ndarray) -> np.ndarray:
         """Its gradient."""
         return self.lower_factor * self.problem.lower.gradient(w)
+
+    @property
+    def has_hvp(self) -> bool:
+        """Whether the user gave products with the second derivative of f in y."""
+        return self.problem.hvp_yy is not None
+
+    def hvp(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Such a product."""
+        assert self.problem.hvp_yy is not None
+        return self.lower_factor * self.problem.hvp_yy(w, v)
 
     def g(self, w: np.ndarray) -> np.ndarray:
         """The lower rows, those of the bounds of y at the end."""
@@ -154,16 +148,12 @@ class ScaledProblem:
 
     def violation(self, w: np.ndarray) -> float:
         """The largest violation of any row or bound."""
-        parts = [self.low - w, w - self.high]
-        for rows in (self.lower_rows, self.upper_rows):
-            values = rows.values(w)
-            parts.append(np.where(rows.equality, np.abs(values), values))
-        return float(np.max(np.concatenate(parts), initial=0.0))
+        rows = [worst(rows.values(w), rows.equality) for rows in (self.lower_rows, self.upper_rows)]
+        return max(float(np.max(self.low - w)), float(np.max(w - self.high)), *rows)
 
     def lower_violation(self, w: np.ndarray) -> float:
         """That of the lower level's rows and bounds."""
-        values = self.g(w)
-        return float(np.max(np.where(self.equality, np.abs(values), values), initial=0.0))
+        return worst(self.g(w), self.equality)
 
     def slsqp_rows(self, embed: Any = None, *, lower_only: bool = False) -> list[dict[str, Any]]:
         """All rows but bounds for SLSQP, of w, or of y alone when `embed` makes w of it."""

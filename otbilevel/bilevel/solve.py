@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import array_namespace, as_array, common_namespace, to_numpy
+from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, to_numpy
 from otbilevel._core.differentiate import Function, Jacobian
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import report
@@ -17,7 +17,7 @@ from otbilevel._core.rng import generator
 from otbilevel.bilevel.check import check_gradients
 from otbilevel.bilevel.constraints import Rows, bounds_of
 from otbilevel.bilevel.methods import METHODS
-from otbilevel.bilevel.problem import BilevelProblem, Library, Objective, listed, wrapped
+from otbilevel.bilevel.problem import BilevelProblem, Library, Objective, listed, product, wrapped
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.task import Task
 
@@ -30,6 +30,8 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     *,
     jac_upper: Jacobian | bool | None = None,
     jac_lower: Jacobian | bool | None = None,
+    hvp_yy: Callable[[Array, Array, Array], Array] | None = None,
+    hvp_xy: Callable[[Array, Array, Array], Array] | None = None,
     method: str = "lv-hba",
     constraints: Any = (),
     upper_constraints: Any = (),
@@ -64,6 +66,11 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     jac_upper, jac_lower : callable or True, optional
         ``jac(x, y)`` returns ``(grad_x, grad_y)``; True: the function returns ``(value, (grad_x, grad_y))``. By default automatic
         differentiation for tensors, and finite differences otherwise.
+    hvp_yy : callable, optional
+        ``hvp_yy(x, y, v)`` returns the second derivative of lower in y times v, in place of differences of gradients; for
+        ``"lv-hba"`` and ``"aid-cg"``.
+    hvp_xy : callable, optional
+        ``hvp_xy(x, y, v)`` returns the gradient in x of <grad_y lower(x, y), v>, in place of differences; for ``"aid-cg"``.
     method : str
         A row of the registry.
     constraints : CoupledConstraint, scipy.optimize.LinearConstraint, or sequence of these
@@ -92,7 +99,8 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     rng : numpy.random.Generator or int
         Draws starts; the same by default.
     check : bool
-        Compare all derivatives with differences at the start, 2 (n + m) evaluations, and refuse those that disagree, by name.
+        Compare all derivatives with differences at the start, by 2 (n + m) evaluations, and 2 m of gradients for products, and
+        refuse those that disagree, by name.
     raise_on_failure : bool
         Raise `ConvergenceError` instead of warning.
 
@@ -167,6 +175,8 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
         high,
         n,
         m,
+        product(hvp_yy, n, library, "hvp_yy"),
+        product(hvp_xy, n, library, "hvp_xy"),
     )
     monitor = Monitor(
         max_iter=row.max_iter if max_iter is None else validate.integer(max_iter, "max_iter", low=1),

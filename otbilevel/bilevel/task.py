@@ -59,6 +59,13 @@ class Task:
     projection: Any = None
     notes: list[str] = field(default_factory=list)
 
+    def refuse(self, *names: str, variant: str = "") -> None:
+        """Raise a ValueError when a function of the user was given that the method has no use for."""
+        for name in names:
+            if getattr(self.problem, name) is not None:
+                msg = f'method="{self.method}"{variant} does not use {name}: leave it out'
+                raise ValueError(msg)
+
     def result(
         self,
         w: np.ndarray,
