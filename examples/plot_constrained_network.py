@@ -84,8 +84,9 @@ print(f"{seconds:.0f} s; last step: {figures}")
 # What the radii are worth
 # ------------------------
 # The penalty of the last step is finite: the weights still lean towards the validation data. So the lower level is solved again at
-# the radii, by projected gradients; that is what is compared with other radii, those of a grid. LV-HBA has come most of the way in the
-# time that the grid takes. The validation loss still falls beyond its end, and the accuracy does not: a loss is not what it stands for.
+# the radii, by projected gradients; that is what is compared with other radii, those of a grid. LV-HBA has come most of the way in
+# the time that the grid takes. The validation loss still falls beyond its end, and the accuracy does not: a loss is not what it
+# stands for.
 
 
 def trained(radii, steps=1000):
