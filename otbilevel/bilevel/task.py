@@ -16,6 +16,9 @@ from otbilevel.bilevel.result import BilevelResult
 SETTLED = 1e-2
 """Stationarity, as LV-HBA measures it, up to which the upper level counts as settled."""
 
+FAR = 1e6
+"""Size of a point, relative to the start, from which on it is taken for one on the way to infinity."""
+
 
 @dataclass
 class Task:
@@ -93,6 +96,8 @@ class Task:
                 Status.NUMERICAL_FAILURE,
                 "the lower level was not solved: is it bounded, feasible, convex in y?",
             )
+        elif np.abs(w).max() > FAR * max(1.0, float(np.abs(self.start).max())):
+            status, words = Status.STALLED, f"the upper level seems to be unbounded, F has come to {value:.1g}: give bounds"
         elif not optimal:
             status, words = self.monitor.status or Status.STALLED, f"the lower-level gap is {gap:.1g}: raise the last penalty"
         elif not settled:
