@@ -3,6 +3,7 @@
 from otbilevel.testing.bilevel_problems import BilevelExample, bilevel_examples
 from otbilevel.testing.cuda_emulator import EmulatedCUDAError, EmulatedKernel, EmulatedModule, thread_order
 from otbilevel.testing.cupy_stand_in import count_waits, install_cupy_stand_in
+from otbilevel.testing.lower_gap import independent_lower_gap
 from otbilevel.testing.nvrtc import CUDACompileError, KernelFigures, compile_cuda
 from otbilevel.testing.ot_laws import check_ot_result
 from otbilevel.testing.ot_problems import (
@@ -32,6 +33,7 @@ __all__ = [
     "count_waits",
     "entropic_gaussian",
     "gaussian_w2",
+    "independent_lower_gap",
     "install_cupy_stand_in",
     "random_coupled_qp",
     "thread_order",
