@@ -51,6 +51,8 @@ study: $(VENV)/study.stamp
 	mkdir -p build/study
 	$(BIN)/python examples/study_spectra.py --out build/study
 	$(BIN)/python examples/study_hyper_cleaning.py --out build/study
+	$(BIN)/python examples/study_bilevel_toys.py --out build/study
+	$(BIN)/python examples/study_svm.py --out build/study
 
 # numba keeps its compiled kernels (*.nbi, *.nbc) in __pycache__.
 clean:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from otbilevel._core.array import Array, array_namespace, device
-from otbilevel.bilevel.convex_set import Linearised
+from otbilevel.bilevel.projection.convex_set import Linearised
 
 POWER = 12
 """Steps of the power method."""

@@ -21,6 +21,8 @@ PROXIMAL = 1e4
 """Their gamma."""
 FAR = 1e9
 """Distance from the start, relative to its size, from which the lower level counts as unbounded."""
+LARGE = 200
+"""Variables from which on SLSQP, which takes seconds there, is asked only where proximal steps did not settle."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,26 @@ class LowerSolution:
     y: np.ndarray | None
 
 
-def proximal_steps(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The limit of proximal steps from y: a lower solution near y."""
-    value_function, t = ValueFunction(problem), y
+def proximal_steps(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The limit of proximal steps from y, a lower solution near y, and whether they settled."""
+    value_function, t, settled = ValueFunction(problem), y, False
     limit = FAR * max(1.0, float(np.abs(y).max()))
     for _ in range(STEPS):
         before, t = t, value_function.solve(x, t, PROXIMAL).theta
-        if np.linalg.norm(t - before) < 1e-10 * (1 + np.linalg.norm(t)) or not np.abs(t).max() < limit:
+        settled = bool(np.linalg.norm(t - before) < 1e-10 * (1 + np.linalg.norm(t)))
+        if settled or not np.abs(t).max() < limit:
             break
-    return t
+    return t, settled
 
 
 def solve_lower(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> LowerSolution:
     """Minimise f(x, .) under the lower rows from y: by proximal steps with exact quadratic programs, and by SciPy's SLSQP."""
     at = problem.beside(x)
-    t = proximal_steps(problem, x, y)
+    t, settled = proximal_steps(problem, x, y)
     limit = FAR * max(1.0, float(np.abs(y).max()))
     found = [t]
-    for start in (y, t):
+    proven = settled and y.size >= LARGE and problem.lower_violation(at(t)) < FEASIBLE
+    for start in () if proven else (y, t):
         if np.all(np.isfinite(start)) and np.abs(start).max() < limit:
             rows = problem.slsqp_rows(at, lower_only=True)
             found.append(_slsqp(problem, x, start, problem.f, problem.df, rows, ftol=1e-13, maxiter=200))

@@ -27,8 +27,6 @@ from otbilevel.bilevel.task import SETTLED, Task
 FEASIBLE = 1e-7
 """Violation of rows of length one up to which a point counts as feasible."""
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
-LARGE = 200
-"""n + m from which on there are no matrices."""
 MANY, MANY_UP_TO, FEW, FEW_UP_TO = 16, 20, 6, 200
 """Starts, and up to which n + m."""
 PROXIMAL = 100.0
@@ -132,9 +130,7 @@ def solve(task: Task) -> BilevelResult:
     if options.variant == "paper":
         return lv_hba_paper.solve(task, {name: getattr(options, name) for name in SETTINGS})
     size = task.start.size
-    rows, n = task.problem.lower_rows, task.problem.n
-    smooth = bool(rows.equality.all()) and not np.isfinite(np.concatenate([task.problem.low[n:], task.problem.high[n:]])).any()
-    if options.saddle == "newton-cg" or (options.saddle == "auto" and size >= LARGE and smooth):
+    if options.saddle == "newton-cg" or (options.saddle == "auto" and lv_hba_large.suits(task.problem)):
         return lv_hba_large.solve(task, options.penalties or PENALTIES[1:5])
     count = options.n_starts or (MANY if size <= MANY_UP_TO else FEW if size <= FEW_UP_TO else 1)
     scaled = ScaledProblem(task.problem, task.start, task.rng)
@@ -232,7 +228,7 @@ class LVHBA:
         jumps in x, F does, too, and the candidate stays as it is.
         """
         n, w = self.problem.n, best.w
-        y = proximal_steps(self.problem, w[:n], w[n:])
+        y, _ = proximal_steps(self.problem, w[:n], w[n:])
         moved = self.judge(np.concatenate([w[:n], y]), best.penalty, best.change)
         close = abs(moved.value - best.value) <= JUMP * max(1.0, abs(best.value))
         return moved if close and self.good(moved) and moved.gap <= best.gap else best

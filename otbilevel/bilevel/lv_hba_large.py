@@ -30,8 +30,18 @@ LOOSE, FEASIBLE = 1e-4, 1e-8
 those that the result is made from."""
 SAMPLES = 4
 """Points around the start, at which lengths are measured."""
+UNSETTLED = 1e-8
+"""Gradient that a lower solve left, times the size of y, from which on its bound proves nothing: the minimum may be farther."""
+LARGE = 200
+"""n + m from which on there are no matrices."""
 PROXIMAL, PROXIMAL_STEPS = 100.0, 40
 """gamma in units of the size of y, for f of unit gradients; steps of the lower solve that proves a point."""
+
+
+def suits(problem: BilevelProblem) -> bool:
+    """Whether a problem is large, and its lower level without inequalities."""
+    bounds = np.concatenate([problem.low[problem.n :], problem.high[problem.n :]])
+    return problem.n + problem.m >= LARGE and bool(problem.lower_rows.equality.all()) and not np.isfinite(bounds).any()
 
 
 def solve(task: Task, penalties: tuple[float, ...]) -> BilevelResult:
@@ -160,7 +170,7 @@ class LargeLVHBA:
         at = np.concatenate([x, theta])
         bound = self.lower_factor * problem.lower.value(at) + rows.z @ (rows.scale * problem.lower_rows.values(at))
         bound -= left * float(np.linalg.norm(y - theta))
-        if not math.isfinite(bound) or rows.violation(at) > 1e-5 * self._size:
+        if not math.isfinite(bound) or rows.violation(at) > 1e-5 * self._size or left * self._size > UNSETTLED:
             return math.inf
         return float(self.lower_factor * problem.lower.value(w) - bound) / self.lower_factor
 

@@ -8,19 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from otbilevel.bilevel.convex_set import ConvexSet
+from otbilevel.bilevel import lv_hba_large
 from otbilevel.bilevel.lipschitz import lipschitz
 from otbilevel.bilevel.lower import solve_lower
-from otbilevel.bilevel.lv_hba_step import GROWTH, Oracles, State, Steps, automatic, step
-from otbilevel.bilevel.projection import Polyhedron
+from otbilevel.bilevel.lv_hba_step import GROWTH, Oracles, State, Steps, automatic, oracles_of, step
+from otbilevel.bilevel.projection import Affine, ConvexSet, Polyhedron
 from otbilevel.bilevel.result import BilevelResult
-from otbilevel.bilevel.scaled import ScaledProblem
+from otbilevel.bilevel.scaled import ScaledProblem, unit_rows
 from otbilevel.bilevel.task import SETTLED, Task
 
 DIVERGED = 1e6
 """Size of a point, relative to the start, from which on the run diverges."""
 SMALL_STEP = 1e-9
 """Movement in a step, relative to the point, from which on the run has settled."""
+DENSE = 1000
+"""Lower variables up to which matrices settle what a solve without them did not."""
 
 
 def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
@@ -58,8 +60,11 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
         if not going_on or moved <= SMALL_STEP * steps.alpha * (1.0 + float(np.linalg.norm(state.x))):
             break
     w = np.concatenate([state.x, state.y])
-    lowest = solve_lower(scaled, state.x, state.y)
-    gap = scaled.f(w) - lowest.value if math.isfinite(lowest.value) else math.inf
+    large = lv_hba_large.suits(task.problem)
+    gap = lv_hba_large.LargeLVHBA(task.problem, w, task.rng).gap(w) if large else math.inf
+    if not large or (gap == math.inf and scaled.m <= DENSE):
+        lowest = solve_lower(scaled, state.x, state.y)
+        gap = (scaled.f(w) - lowest.value) / scaled.lower_factor if math.isfinite(lowest.value) else math.inf
     met = count > 0 and float(np.abs(state.lam).max()) >= steps.r
     penalty = steps.penalty(state.k - 1)
     # The projected gradient of F + c (f - v), relative to that of F: small gaps say nothing while this is large.
@@ -68,7 +73,7 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
     how += "; a multiplier is at its bound: raise r" if met else "; it diverged: give smaller steps alpha, eta" if diverged else ""
     return task.result(
         w,
-        gap=gap / scaled.lower_factor,
+        gap=gap,
         stationarity=change,
         settled=change <= SETTLED and not met and not diverged,
         multipliers=scaled.lower_rows.multipliers(state.lam, scaled.lower_factor),
@@ -84,18 +89,11 @@ def _oracles(scaled: ScaledProblem, nearest: Callable[[np.ndarray], np.ndarray])
     def split(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return v[:n], v[n:]
 
-    def penalised(x: np.ndarray, y: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
-        w = np.concatenate([x, y])
-        return split(scaled.dF(w) / c + scaled.df(w))
-
-    def lagrangian(x: np.ndarray, theta: np.ndarray, lam: np.ndarray) -> np.ndarray:
-        w = np.concatenate([x, theta])
-        return np.asarray(scaled.df(w) + rows.vjp(w, lam))
-
-    return Oracles(
-        penalised=penalised,
-        lagrangian_x=lambda x, theta, lam: lagrangian(x, theta, lam)[:n],
-        lagrangian_y=lambda x, theta, lam: (lagrangian(x, theta, lam)[n:], rows.values(np.concatenate([x, theta]))),
+    return oracles_of(
+        upper=lambda x, y: split(scaled.dF(np.concatenate([x, y]))),
+        lower=lambda x, y: split(scaled.df(np.concatenate([x, y]))),
+        g=lambda x, y: rows.values(np.concatenate([x, y])),
+        vjp=lambda x, y, lam: split(rows.vjp(np.concatenate([x, y]), lam)),
         equality=rows.equality,
         project=lambda x, y: split(nearest(np.concatenate([x, y]))),
         project_y=lambda y: np.clip(y, scaled.low[n:], scaled.high[n:]),
@@ -116,12 +114,12 @@ def _projection(scaled: ScaledProblem, w: np.ndarray) -> Callable[[np.ndarray], 
             return values, lambda lam: sets[0].vjp(v, lam[:counts]) + sets[1].vjp(v, lam[counts:])
 
         return ConvexSet(linearise, both, scaled.low, scaled.high)
-    below, above, eye = scaled.low > -np.inf, scaled.high < np.inf, np.eye(w.size)
-    matrix = np.vstack([*(rows.jacobian(w) for rows in sets), -eye[below], eye[above]])
+    below, above = np.flatnonzero(scaled.low > -np.inf), np.flatnonzero(scaled.high < np.inf)
+    matrix = np.vstack([*(rows.jacobian(w) for rows in sets), unit_rows(below, above, w.size)])
     offsets = [rows.jacobian(w) @ w - rows.values(w) for rows in sets]
     right = np.concatenate([*offsets, -scaled.low[below], scaled.high[above]])
     equality = np.concatenate([*(rows.equality for rows in sets), np.zeros(len(right) - sum(rows.count for rows in sets), bool)])
-    return Polyhedron(matrix, right, equality)
+    return Affine(matrix, right) if equality.all() else Polyhedron(matrix, right, equality)
 
 
 def _steps(scaled: ScaledProblem, w: np.ndarray, given: dict[str, float | None]) -> Steps:
@@ -137,4 +135,6 @@ def _steps(scaled: ScaledProblem, w: np.ndarray, given: dict[str, float | None])
     if L_f > 1e-8:
         scaled.lower_factor, L_f = scaled.lower_factor / L_f, 1.0  # noqa: N806
     rows = scaled.lower_rows.jacobian(w)[:, n:]
-    return automatic(L_F, L_f, float(np.linalg.norm(rows, 2)) if rows.size else 0.0, given)
+    # The eigenvalues of the smaller product take a fraction of the time of singular values.
+    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    return automatic(L_F, L_f, math.sqrt(max(0.0, np.linalg.eigvalsh(gram)[-1])) if rows.size else 0.0, given)

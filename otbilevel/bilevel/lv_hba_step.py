@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, clamp
@@ -96,6 +97,47 @@ class Oracles:
     project_y: Callable[[Array], Array]
 
 
+Gradients = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def oracles_of(
+    upper: Gradients,
+    lower: Gradients,
+    g: Callable[[Array, Array], Array],
+    vjp: Callable[[Array, Array, Array], tuple[Array, Array]],
+    **others: Any,
+) -> Oracles:
+    """Oracles from separate functions.
+
+    Parameters
+    ----------
+    upper, lower : callable
+        (x, y) -> gradients of F and of f, in x and in y.
+    g : callable
+        (x, y) -> (l,), the lower rows.
+    vjp : callable
+        (x, y, lam) -> J_x' lam and J_y' lam.
+    **others
+        `equality`, `project` and `project_y`.
+
+    Returns
+    -------
+    Oracles
+        What a step takes.
+    """
+
+    def penalised(x: Array, y: Array, c: float) -> tuple[Array, Array]:
+        (F_x, F_y), (f_x, f_y) = upper(x, y), lower(x, y)  # noqa: N806
+        return F_x / c + f_x, F_y / c + f_y
+
+    return Oracles(
+        penalised=penalised,
+        lagrangian_x=lambda x, theta, lam: lower(x, theta)[0] + vjp(x, theta, lam)[0],
+        lagrangian_y=lambda x, theta, lam: (lower(x, theta)[1] + vjp(x, theta, lam)[1], g(x, theta)),
+        **others,
+    )
+
+
 def step(oracles: Oracles, steps: Steps, state: State) -> State:
     """One step of Algorithm 1 (Yao et al., 2024): one gradient of L in theta, one in x, one of F and f, one projection on C."""
     x, y, theta, lam, z = state.x, state.y, state.theta, state.lam, state.z
@@ -116,7 +158,8 @@ def step(oracles: Oracles, steps: Steps, state: State) -> State:
 def _bounded(lam: Array, equality: Array, r: float) -> Array:
     """In Z: [0, r] for inequalities, [-r, r] for equations."""
     xp = array_namespace(lam)
-    return xp.where(equality, clamp(lam, -r, r), clamp(lam, 0.0, r))
+    lam = clamp(lam, -r, r)
+    return xp.where(equality | (lam > 0), lam, xp.zeros_like(lam))
 
 
 def check_settings(given: Mapping[str, float | None]) -> None:

@@ -176,7 +176,7 @@ class BilevelProblem:
         try:
             parts = [self.upper.gradient(w), self.lower.gradient(w)]
             for rows in (self.lower_rows, self.upper_rows):
-                parts += [rows.values(w), *([rows.jacobian(w).ravel()] if jacobians else [])]
+                parts += [rows.values(w), *([rows.lengths(w)] if jacobians else [])]
         except (ArithmeticError, ValueError):  # far from the start functions need not be defined
             return False
         return bool(np.all(np.isfinite(np.concatenate(parts))))

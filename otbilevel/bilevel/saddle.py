@@ -57,7 +57,7 @@ class ValueFunction:
         problem, n = self._problem, self._problem.n
         saddle = self.solve(x, y, gamma)
         at = np.concatenate([x, saddle.theta])
-        in_x = problem.df(at)[:n] + problem.dg(at)[:, :n].T @ saddle.lam
+        in_x = problem.df(at)[:n] + problem.force(at, saddle.lam)[:n]
         return saddle, np.concatenate([in_x, (y - saddle.theta) / gamma])
 
     def solve(self, x: np.ndarray, y: np.ndarray, gamma: float, *, tol: float = 1e-10, max_iter: int = 30) -> SaddlePoint:
@@ -101,9 +101,9 @@ class ValueFunction:
             moved[j] += 1e-6 * max(1.0, abs(moved[j]))
             at, h = np.concatenate([x, moved]), moved[j] - state.theta[j]
             if problem.has_hvp:
-                hessian[:, j] = problem.hvp(here, eye[j]) + (problem.dg(at)[:, n:] - state.jacobian).T @ lam / h
+                hessian[:, j] = problem.hvp(here, eye[j]) + (problem.force(at, lam)[n:] - state.jacobian.T @ lam) / h
             else:
-                hessian[:, j] = (problem.df(at)[n:] + problem.dg(at)[:, n:].T @ lam - base) / h
+                hessian[:, j] = (problem.df(at)[n:] + problem.force(at, lam)[n:] - base) / h
         values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
         positive: np.ndarray = (vectors * np.maximum(values, 0.0)) @ vectors.T
         return positive

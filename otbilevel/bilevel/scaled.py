@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,17 +32,21 @@ class ScaledRows:
 
     def __init__(self, rows: Rows, points: list[np.ndarray]) -> None:
         self._rows = rows
-        lengths = np.median([np.linalg.norm(rows.jacobian(w), axis=1) for w in points], axis=0)
+        lengths = np.median([rows.lengths(w) for w in points], axis=0)
         scale = 1.0 / np.where(lengths > SMALL, lengths, 1.0)
         values = np.array([scale * rows.values(w) for w in points])
         partners: dict[int, int] = {}
         equality = rows.equality.copy()
-        for i, j in itertools.combinations(np.flatnonzero(~rows.equality), 2):
-            taken = {i, j} & (set(partners) | set(partners.values()))
-            if not taken and np.allclose(values[:, i], -values[:, j], rtol=1e-10, atol=1e-12):
-                partners[int(i)] = int(j)
+        free = np.flatnonzero(~rows.equality)
+        while len(free) > 1:
+            i, free = free[0], free[1:]
+            sums = np.abs(values[:, free] + values[:, [i]])
+            opposite = free[np.all(sums <= 1e-12 + 1e-10 * np.abs(values[:, free]), axis=0)]
+            if len(opposite):
+                partners[int(i)] = int(opposite[0])
                 equality[i] = True
-        self._keep = np.array([i for i in range(rows.count) if i not in partners.values()], dtype=int)
+                free = free[free != opposite[0]]
+        self._keep = np.setdiff1d(np.arange(rows.count), list(partners.values()))
         self._partners, self._scale = partners, scale[self._keep]
         self.equality = equality[self._keep]
 
@@ -61,17 +64,19 @@ class ScaledRows:
         return self._scale[:, None] * self._rows.jacobian(w)[self._keep] if self.count else np.zeros((0, w.size))
 
     def vjp(self, w: np.ndarray, lam: np.ndarray) -> np.ndarray:
-        """Its transpose times lam, (n + m,)."""
-        full = np.zeros(self._rows.count)
-        full[self._keep] = self._scale * lam
-        return self._rows.vjp(w, full)
+        """Its transpose times lam, (n + m,), without the derivative itself where the user gave products."""
+        return self._rows.vjp(w, self._back(lam))
 
     def multipliers(self, lam: np.ndarray, factor: float) -> np.ndarray:
         """Multipliers of the rows as they were given, for an objective that was multiplied by `factor`."""
-        found = np.zeros(self._rows.count)
-        found[self._keep] = self._scale * lam / factor
+        found = self._back(lam) / factor
         for i, j in self._partners.items():
             found[i], found[j] = max(found[i], 0.0), max(-found[i], 0.0)
+        return found
+
+    def _back(self, lam: np.ndarray) -> np.ndarray:
+        found = np.zeros(self._rows.count)
+        found[self._keep] = self._scale * lam
         return found
 
 
@@ -96,8 +101,7 @@ class ScaledProblem:
         self.upper_factor, self.lower_factor = problem.factors(points)
         below, above = np.flatnonzero(self.low[self.n :] > -np.inf), np.flatnonzero(self.high[self.n :] < np.inf)
         self._below, self._above = below, above
-        eye = np.eye(self.m)
-        self._box = np.concatenate([-eye[below], eye[above]])
+        self._box = unit_rows(below, above, self.m)
         self.equality = np.concatenate([self.lower_rows.equality, np.zeros(len(self._box), bool)])
 
     def F(self, w: np.ndarray) -> float:  # noqa: N802 -- the paper's letters
@@ -137,6 +141,13 @@ class ScaledProblem:
         box = np.hstack([np.zeros((len(self._box), self.n)), self._box])
         return np.vstack([self.lower_rows.jacobian(w), box])
 
+    def force(self, w: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        """Its transpose times lam, (n + m,)."""
+        count = self.lower_rows.count
+        total = self.lower_rows.vjp(w, lam[:count])
+        total[self.n :] += lam[count:] @ self._box
+        return total
+
     @staticmethod
     def beside(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """The function y -> (x, y)."""
@@ -171,3 +182,10 @@ class ScaledProblem:
                         }
                     )
         return found
+
+
+def unit_rows(below: np.ndarray, above: np.ndarray, size: int) -> np.ndarray:
+    """The derivatives of bounds: -e_j for j in `below`, e_j for j in `above`."""
+    found = np.zeros((len(below) + len(above), size))
+    found[np.arange(len(found)), np.concatenate([below, above])] = np.repeat([-1.0, 1.0], [len(below), len(above)])
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from otbilevel._core import validate
 from otbilevel.bilevel.constraints import CoupledConstraint
-from otbilevel.bilevel.convex_set import ConvexSet
+from otbilevel.bilevel.projection import ConvexSet
 from otbilevel.pytorch.hypergradient import leaves, unflatten, zeros_for
 from otbilevel.pytorch.objective import require_scalar
 

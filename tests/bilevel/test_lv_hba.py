@@ -7,7 +7,9 @@ import pytest
 from scipy.optimize import LinearConstraint
 
 from otbilevel import BilevelResult, ConvergenceError, ConvergenceWarning, CoupledConstraint, Status, minimize_bilevel
+from otbilevel.bilevel import lv_hba_large as large
 from otbilevel.bilevel.lv_hba_step import Oracles, State, Steps, step
+from otbilevel.bilevel.projection import Box, Margins, Product
 from otbilevel.testing import bilevel_examples, independent_lower_gap, random_coupled_qp
 
 EXAMPLES = bilevel_examples()
@@ -213,10 +215,67 @@ def test_the_single_loop_of_the_paper():
     np.testing.assert_array_equal(rest.y, whole.y)
 
 
+def test_a_lower_solve_that_was_cut_short_proves_nothing(monkeypatch):
+    monkeypatch.setattr(large, "PROXIMAL_STEPS", 1)
+    monkeypatch.setattr("otbilevel.bilevel.saddle_large.NEWTON", 1)
+    scales = np.logspace(-4, 0, 199)  # the flat directions need many proximal steps
+    with pytest.warns(ConvergenceWarning):
+        result = minimize_bilevel(
+            lambda x, y: np.sum((x - 1) ** 2) + y @ y,
+            lambda x, y: 0.5 * scales @ (y - x[0]) ** 2,
+            np.ones(1),
+            np.zeros(199),
+            jac_upper=lambda x, y: (2 * (x - 1), 2 * y),
+            jac_lower=lambda x, y: (-np.array([scales @ (y - x[0])]), scales * (y - x[0])),
+            options={"penalties": (1e-3,)},
+        )
+    assert not result.success and result.lower_gap == math.inf
+    given, settings = toy(100)
+    with pytest.warns(ConvergenceWarning):
+        looped = minimize_bilevel(*given, **settings, max_iter=20, options={"variant": "paper"})  # matrices settle it
+    y1 = looped.x + 1.0
+    least = 0.5 * y1 @ y1 - looped.x @ y1 - np.sum(looped.x + y1)
+    assert looped.lower_gap == pytest.approx(looped.lower_fun - least, rel=1e-6)
+
+
 def test_a_multiplier_at_its_bound_is_no_success():
     given, settings = toy(5)
     with pytest.warns(ConvergenceWarning, match="a multiplier is at its bound: raise r"):
         assert not minimize_bilevel(*given, **settings, max_iter=2000, options={"variant": "paper", "r": 1e-3}).success
+
+
+@pytest.mark.parametrize("size", [30, 300])
+def test_the_single_loop_on_a_support_vector_machine(size):
+    """Products with the rows' transpose are the user's, and the certificate agrees with a Newton method that is not ours."""
+    rng = np.random.default_rng(0)
+    A = np.where(rng.random(size) < 0.5, 1.0, -1.0)[:, None] * np.c_[rng.standard_normal((size, 3)), np.ones(size)] + 0.3
+    products = []
+
+    def vjp(x, y, lam):
+        products.append(lam)
+        return 0 * x, np.concatenate([-(lam @ A), -lam])
+
+    with pytest.warns(ConvergenceWarning, match="single loop"):
+        result = minimize_bilevel(
+            lambda x, y: y[:4] @ y[:4] + x @ x,
+            lambda x, y: 0.5 * y[:3] @ y[:3] + 0.5 * np.exp(x) @ y[4:] ** 2,
+            np.zeros(size),
+            np.ones(4 + size),
+            jac_upper=lambda x, y: (2 * x, np.concatenate([2 * y[:4], np.zeros(size)])),
+            jac_lower=lambda x, y: (0.5 * np.exp(x) * y[4:] ** 2, np.concatenate([y[:3], [0.0], np.exp(x) * y[4:]])),
+            constraints=CoupledConstraint(lambda x, y: 1 - A @ y[:4] - y[4:], vjp=vjp),
+            projection=Product([(size, Box()), (4 + size, Margins(A))]),
+            max_iter=20,
+            options={"variant": "paper"},
+        )
+    v, e, ridge = np.zeros(4), np.exp(result.x), np.array([1.0, 1.0, 1.0, 0.0])
+    for _ in range(50):
+        short = np.maximum(1 - A @ v, 0)
+        weighted = A * (e * (short > 0))[:, None]
+        v = v - np.linalg.solve(np.diag(ridge) + weighted.T @ A, ridge * v - weighted.T @ short)
+    least = 0.5 * v[:3] @ v[:3] + 0.5 * e @ np.maximum(1 - A @ v, 0) ** 2
+    assert result.lower_gap == pytest.approx(result.lower_fun - least, rel=1e-6, abs=1e-6)
+    assert len(products) > 40 and result.maxcv < 1e-10
 
 
 def test_a_projection_of_the_user():

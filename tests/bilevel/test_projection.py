@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from otbilevel.bilevel import projection as sets
-from otbilevel.bilevel.convex_set import ConvexSet
+from otbilevel.bilevel.projection import ConvexSet
 
 RNG = np.random.default_rng(0)
 N = 6

@@ -9,6 +9,7 @@ from typing import Any
 
 from numba import njit
 
+from otbilevel._core.compiled import compiled
 from otbilevel.ot.kernels.cpu.exp import SUMS
 
 ARITHMETIC = {"fastmath": SUMS, "error_model": "numpy"}
@@ -25,17 +26,12 @@ _SOURCES = _digest()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, without the interpreter lock, and keep the result on disk.
+    """Compiled and kept on disk by the name of the function, to which a digest of these sources is added.
 
-    Where numba finds no folder that it may write to (a read-only installation, a container without a home), nothing is
-    kept and every process compiles anew; ``NUMBA_CACHE_DIR`` in the environment names such a folder. What is kept goes by the name
-    of the function, to which a digest of these sources is added: numba looks at one file, not at what a kernel takes from others.
+    numba looks at one file, not at what a kernel takes from others.
     """
     function.__qualname__ += f"_{_SOURCES}"
-    try:
-        return njit(cache=True, nogil=True, **ARITHMETIC)(function)
-    except RuntimeError:  # no locator available
-        return njit(nogil=True, **ARITHMETIC)(function)
+    return compiled(function, **ARITHMETIC)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

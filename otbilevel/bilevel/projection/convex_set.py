@@ -57,7 +57,7 @@ class ConvexSet:
     Examples
     --------
     >>> import numpy as np
-    >>> from otbilevel.bilevel.convex_set import ConvexSet
+    >>> from otbilevel.bilevel.projection import ConvexSet
     >>> disc = ConvexSet(lambda w: (np.array([w @ w - 1.0]) / 2, lambda lam: lam[0] * w), low=0.0)
     >>> disc(np.array([3.0, -2.0])).round(6)
     array([1., 0.])

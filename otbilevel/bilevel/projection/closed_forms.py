@@ -1,4 +1,4 @@
-"""Projections onto convex sets: closed forms in any array library, polyhedra by least-distance programs, margins of an SVM."""
+"""Projections in closed form, in any array library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import scipy.linalg as sla
 
 from otbilevel._core import validate
 from otbilevel._core.array import Array, array_namespace, clamp
-from otbilevel.bilevel.qp import solve_qp
 
 
 @dataclass(frozen=True)
@@ -147,67 +146,6 @@ class Affine:
         return w - basis @ (basis.T @ off)
 
 
-class Polyhedron:
-    """{w : A w <= b, equal where `equality` says so}, exactly, by least-distance programming. NumPy.
-
-    Rows that were active at the last point are tried first: where they are active again, the projection is one small linear system.
-
-    Parameters
-    ----------
-    A : (l, n) array_like
-        Rows.
-    b : (l,) array_like
-        Right-hand side.
-    equality : (l,) array_like of bool, optional
-        Which rows are equations; none by default.
-
-    Raises
-    ------
-    ValueError
-        When shapes do not fit; and, at a projection, when the set is empty.
-    """
-
-    def __init__(self, A: Any, b: Any, equality: Any = None) -> None:  # noqa: N803
-        self._A, self._b = np.atleast_2d(np.asarray(A, float)), np.atleast_1d(np.asarray(b, float))
-        rows = len(self._b)
-        self._equality = np.zeros(rows, bool) if equality is None else np.asarray(equality, bool)
-        if self._A.shape[0] != rows or self._equality.shape != (rows,):
-            msg = f"A, b and equality must have as many rows, got {self._A.shape[0]}, {rows} and {self._equality.shape}"
-            raise ValueError(msg)
-        self._active = self._equality.copy()
-
-    def __call__(self, w: np.ndarray) -> np.ndarray:
-        """The nearest point of the set."""
-        over = self._A @ w - self._b
-        tolerance = 1e-12 * (1.0 + float(np.abs(self._b).max(initial=0.0)) + float(np.abs(w).max()))
-        if not self._equality.any() and np.all(over <= 0):
-            return w
-        again = self._with_active(w, over, tolerance)
-        if again is not None:
-            return again
-        found = solve_qp(np.eye(w.size), np.zeros(w.size), self._A, -over, self._equality)
-        if not found.feasible:
-            msg = "the polyhedron is empty: its rows contradict each other"
-            raise ValueError(msg)
-        self._active = (np.abs(found.multipliers) > 0) | self._equality
-        nearest: np.ndarray = w + found.d
-        return nearest
-
-    def _with_active(self, w: np.ndarray, over: np.ndarray, tolerance: float) -> np.ndarray | None:
-        """The projection on the face of the last one, when its multipliers and the other rows say that it is the answer."""
-        rows = self._A[self._active]
-        if not 0 < len(rows) <= w.size:
-            return None
-        try:
-            multipliers = np.linalg.solve(rows @ rows.T, over[self._active])
-        except np.linalg.LinAlgError:
-            return None
-        point: np.ndarray = w - rows.T @ multipliers
-        left = self._A @ point - self._b
-        good = np.all(multipliers[~self._equality[self._active]] >= 0) and np.all(left <= tolerance)
-        return point if good and np.all(np.abs(left[self._active]) <= tolerance) else None
-
-
 @dataclass(frozen=True)
 class Product:
     """The product of sets, one for each part of the vector.
@@ -230,45 +168,3 @@ class Product:
             msg = f"the parts have {low} variables together, the vector has {w.shape[0]}"
             raise ValueError(msg)
         return xp.concat(found)
-
-
-@dataclass(frozen=True)
-class Margins:
-    """{(v, xi) : xi_i >= 1 - a_i'v}, the coupled set of a support vector machine with margins a_i = label_i (features_i, 1). NumPy.
-
-    Without the slacks, xi_i = max(xi0_i, 1 - a_i'v), a piecewise quadratic problem in v is left, which Newton's method solves in a
-    few steps of O(l d^2).
-
-    Attributes
-    ----------
-    A : (l, d) ndarray
-        The a_i as rows.
-    """
-
-    A: np.ndarray
-
-    def __call__(self, w: np.ndarray) -> np.ndarray:
-        """The nearest point (v, xi) of the set."""
-        d = self.A.shape[1]
-        start, slack = w[:d], w[d:]
-        v = start.copy()
-        value = self._value(v, start, slack)
-        for _ in range(100):
-            short = 1.0 - self.A @ v - slack
-            active = short > 0
-            rows = self.A[active]
-            slope = (v - start) - rows.T @ short[active]
-            if np.linalg.norm(slope) <= 1e-13 * (1.0 + np.linalg.norm(rows.T @ short[active])):
-                break
-            step, t = np.linalg.solve(np.eye(d) + rows.T @ rows, -slope), 1.0
-            goal = 1e-4 * float(slope @ step)
-            new = self._value(v + step, start, slack)
-            while new > value + t * goal + 1e-15 * value and t > 1e-8:
-                t *= 0.5
-                new = self._value(v + t * step, start, slack)
-            v, value = v + t * step, new
-        return np.concatenate([v, np.maximum(slack, 1.0 - self.A @ v)])
-
-    def _value(self, v: np.ndarray, start: np.ndarray, slack: np.ndarray) -> float:
-        short = np.maximum(1.0 - self.A @ v - slack, 0.0)
-        return 0.5 * float((v - start) @ (v - start) + short @ short)
