@@ -27,6 +27,8 @@ from otbilevel.bilevel.task import SETTLED, Task
 FEASIBLE = 1e-7
 """Violation of rows of length one up to which a point counts as feasible."""
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+DENSE = 400
+"""n + m up to which matrices are tried where it does not go without."""
 MANY, MANY_UP_TO, FEW, FEW_UP_TO = 16, 20, 6, 200
 """Starts, and up to which n + m."""
 PROXIMAL = 100.0
@@ -53,6 +55,7 @@ class LVHBAOptions:
     saddle : {"auto", "exact", "newton-cg"}
         Saddle points by quadratic programs with dense matrices, or without matrices, from one start. ``"auto"`` takes the latter
         from n + m = 200 on, where there are no inequalities in the lower level: at kinks that these make it may stop too early.
+        When that does not succeed, the former follows up to n + m = 400.
     alpha, beta, eta : float, optional
         Step sizes of (x, y), of z and of the saddle point, for F and f whose gradients have Lipschitz constants of 1, and rows of
         length one; by default from estimated constants.
@@ -131,7 +134,10 @@ def solve(task: Task) -> BilevelResult:
         return lv_hba_paper.solve(task, {name: getattr(options, name) for name in SETTINGS})
     size = task.start.size
     if options.saddle == "newton-cg" or (options.saddle == "auto" and lv_hba_large.suits(task.problem)):
-        return lv_hba_large.solve(task, options.penalties or PENALTIES[1:5])
+        result = lv_hba_large.solve(task, options.penalties or PENALTIES[1:5])
+        if result.success or options.saddle == "newton-cg" or size > DENSE or task.monitor.stopped:
+            return result
+        task.notes.append("with matrices, as it did not settle without")
     count = options.n_starts or (MANY if size <= MANY_UP_TO else FEW if size <= FEW_UP_TO else 1)
     scaled = ScaledProblem(task.problem, task.start, task.rng)
     run = LVHBA(scaled, task.start, task.tol, task.rng)
