@@ -62,7 +62,7 @@ def solve_lower(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> LowerSo
     proven = settled and y.size >= LARGE and problem.lower_violation(at(t)) < FEASIBLE
     for start in () if proven else (y, t):
         if np.all(np.isfinite(start)) and np.abs(start).max() < limit:
-            rows = problem.slsqp_rows(at, lower_only=True)
+            rows = problem.slsqp_rows(at, upper=False)
             found.append(_slsqp(problem, x, start, problem.f, problem.df, rows, ftol=1e-13, maxiter=200))
     best = LowerSolution(math.inf, None)
     for v in found:

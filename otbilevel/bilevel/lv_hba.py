@@ -6,37 +6,27 @@ al. (2024). Its multiplier z is eliminated (gamma_2 to infinity), which allows a
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog, minimize
 
 from otbilevel._core import validate
-from otbilevel._core.monitor import Monitor
 from otbilevel.bilevel import lv_hba_large, lv_hba_paper
-from otbilevel.bilevel.lower import proximal_steps, restore, solve_lower
 from otbilevel.bilevel.lv_hba_step import SETTINGS, check_settings
+from otbilevel.bilevel.polish import polish
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.saddle import ValueFunction
 from otbilevel.bilevel.scaled import ScaledProblem
-from otbilevel.bilevel.slsqp import project
+from otbilevel.bilevel.search import Candidate, Search
 from otbilevel.bilevel.task import SETTLED, Task
 
-FEASIBLE = 1e-7
-"""Violation of rows of length one up to which a point counts as feasible."""
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 DENSE = 400
 """n + m up to which matrices are tried where it does not go without."""
-MANY, MANY_UP_TO, FEW, FEW_UP_TO = 16, 20, 6, 200
-"""Starts, and up to which n + m."""
-PROXIMAL = 100.0
-"""gamma_1 in units of the extent of the feasible set, f having unit gradients: the proximal step must be able to cross that set."""
-JUMP = 1e-2
-"""Relative change of F from which on moving y to lower optimality counts as a jump."""
-DOUBLINGS = 6
-"""Of the radius of a stage, while its box is met."""
+BROKEN = (ArithmeticError, ValueError, RuntimeError, np.linalg.LinAlgError)
+"""What a user's function, or a factorisation, may raise."""
+MANY, MANY_UP_TO, FEW, FEW_UP_TO = 36, 20, 24, 200
+"""Starts, and up to which n + m; one beyond."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +38,19 @@ class LVHBAOptions:
     variant : {"exact", "paper"}
         Exact saddle points, or the single loop of the paper, to which the settings from `alpha` on belong.
     n_starts : int, optional
-        Points to start from, in turn from the relaxed problem (c from 0.1, later ones from 1 or 10) and from points that are
-        feasible for both levels (c from 100); by default 16 up to n + m = 20, else 6, and 1 beyond 200.
+        Points to start from: the relaxed problem (c from 0.1, later from 1 or 10), one that is feasible for both levels, the end of
+        a lower level that a barrier smooths, points around the best so far (all c from 100), and the best itself, with c from 10 or
+        1; the first three from the point that is given. A start ends when its F is no longer below the best. By default 36 up to
+        n + m = 20, 24 up to 200, and 1 beyond.
     penalties : tuple of float, optional
         The values of c, ascending; by default powers of ten from 0.1 to 1e5, for ``saddle="newton-cg"`` from 1 to 1e3.
     saddle : {"auto", "exact", "newton-cg"}
         Saddle points by quadratic programs with dense matrices, or without matrices, from one start. ``"auto"`` takes the latter
         from n + m = 200 on, where there are no inequalities in the lower level: at kinks that these make it may stop too early.
         When that does not succeed, the former follows up to n + m = 400.
+    polish : bool
+        Whether the best point is polished on the lower level's optimality conditions: not part of LV-HBA, and with second
+        derivatives, by differences. `message` says what it brought. It needs matrices, which are then used up to n + m = 400.
     alpha, beta, eta : float, optional
         Step sizes of (x, y), of z and of the saddle point, for F and f whose gradients have Lipschitz constants of 1, and rows of
         length one; by default from estimated constants.
@@ -71,6 +66,7 @@ class LVHBAOptions:
     n_starts: int | None = None
     penalties: tuple[float, ...] | None = None
     saddle: str = "auto"
+    polish: bool = False
     alpha: float | None = None
     beta: float | None = None
     eta: float | None = None
@@ -85,6 +81,10 @@ class LVHBAOptions:
             validate.integer(self.n_starts, "n_starts", low=1)
         validate.choice(self.saddle, "saddle", ("auto", "exact", "newton-cg"))
         validate.choice(self.variant, "variant", ("exact", "paper"))
+        validate.boolean(self.polish, "polish")
+        if self.polish and (self.variant == "paper" or self.saddle == "newton-cg"):
+            msg = "polish needs variant='exact' with matrices: leave it out"
+            raise ValueError(msg)
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         if given and self.variant != "paper":
             msg = f'{next(iter(given))} is a setting of variant="paper": leave it out'
@@ -98,34 +98,6 @@ class LVHBAOptions:
             raise ValueError(msg)
 
 
-@dataclass
-class Candidate:
-    """A point, and what a fresh solve of the lower level says about it; in scaled units.
-
-    Attributes
-    ----------
-    w : (n + m,) ndarray
-        The point.
-    value : float
-        F.
-    gap : float
-        f minus the lower optimum; infinite when that is unknown.
-    violation : float
-        Of rows of length one, and bounds.
-    penalty : float
-        The last c.
-    change : float
-        Relative change of F between the last two penalties: small when the upper level has settled.
-    """
-
-    w: np.ndarray
-    value: float
-    gap: float
-    violation: float
-    penalty: float = 0.0
-    change: float = math.inf
-
-
 def solve(task: Task) -> BilevelResult:
     """Run all starts, and return the best point that is feasible for both levels."""
     options: LVHBAOptions = task.options
@@ -133,19 +105,24 @@ def solve(task: Task) -> BilevelResult:
     if options.variant == "paper":
         return lv_hba_paper.solve(task, {name: getattr(options, name) for name in SETTINGS})
     size = task.start.size
-    if options.saddle == "newton-cg" or (options.saddle == "auto" and lv_hba_large.suits(task.problem)):
+    large = lv_hba_large.suits(task.problem) and not (options.polish and size <= DENSE)
+    if options.saddle == "newton-cg" or (options.saddle == "auto" and large):
+        if options.polish:
+            task.notes.append("not polished: there are no matrices")
         result = lv_hba_large.solve(task, options.penalties or PENALTIES[1:5])
         if result.success or options.saddle == "newton-cg" or size > DENSE or task.monitor.stopped:
             return result
         task.notes.append("with matrices, as it did not settle without")
     count = options.n_starts or (MANY if size <= MANY_UP_TO else FEW if size <= FEW_UP_TO else 1)
     scaled = ScaledProblem(task.problem, task.start, task.rng)
-    run = LVHBA(scaled, task.start, task.tol, task.rng)
-    best, fallback, lost = None, None, []
+    run = Search(scaled, task.start, task.tol, task.rng)
+    best: Candidate | None = None
+    fallback: Candidate | None = None
+    lost: list[Exception] = []
     for k in range(count):
         try:
-            found = run.run(k, options.penalties or PENALTIES, task.monitor)
-        except (ArithmeticError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:
+            found = run.run(k, options.penalties or PENALTIES, task.monitor, best)
+        except BROKEN as error:
             lost.append(error)  # a user's function failed far away, or a factorisation broke down: this start is lost, not the run
             continue
         for candidate in found:
@@ -156,6 +133,9 @@ def solve(task: Task) -> BilevelResult:
         if task.monitor.stopped:
             break
     chosen = run.settled(best) if best is not None else fallback or run.judge(run.start)
+    if options.polish and best is not None:
+        chosen, note = _polished(run, chosen)
+        task.notes.append(note)
     saddle = ValueFunction(scaled).solve(chosen.w[: scaled.n], chosen.w[scaled.n :], run.gamma)
     count_rows = scaled.lower_rows.count
     return task.result(
@@ -169,129 +149,12 @@ def solve(task: Task) -> BilevelResult:
     )
 
 
-class LVHBA:
-    """One run from several starts.
-
-    Parameters
-    ----------
-    problem : ScaledProblem
-        The problem.
-    start : (n + m,) ndarray
-        Where to start; it is projected on C.
-    tol : float
-        Lower-level gap that is accepted, in units of max(1, |f|).
-    rng : numpy.random.Generator
-        Draws starts.
-    """
-
-    def __init__(self, problem: ScaledProblem, start: np.ndarray, tol: float, rng: np.random.Generator) -> None:
-        self.problem, self._rng, self._tol = problem, rng, tol
-        self._values = ValueFunction(problem)
-        self.start = project(problem, start)
-        self._size = max(1.0, float(np.abs(self.start).max()))
-        self._low, self._high = extents(problem, self.start, 1e3 * self._size)
-        self._width = np.minimum(self._high - self._low, 20 * self._size)
-        self.gamma = PROXIMAL * max(1.0, float(np.linalg.norm(self._width[problem.n :])))
-
-    def judge(self, w: np.ndarray, penalty: float = 0.0, change: float = math.inf) -> Candidate:
-        """What is known of a point, by a fresh lower solve."""
-        problem = self.problem
-        lowest = solve_lower(problem, w[: problem.n], w[problem.n :])
-        gap = problem.f(w) - lowest.value if math.isfinite(lowest.value) else math.inf  # unknown is never small
-        return Candidate(w, problem.F(w), gap, problem.violation(w), penalty, change)
-
-    def good(self, candidate: Candidate) -> bool:
-        """Whether it is feasible for both levels."""
-        unit = max(self.problem.lower_factor, abs(self.problem.f(candidate.w)))
-        return candidate.violation <= FEASIBLE and candidate.gap <= 0.1 * self._tol * unit
-
-    def run(self, k: int, penalties: tuple[float, ...], monitor: Monitor) -> list[Candidate]:
-        """The k-th start: its end point, and that restored to lower optimality."""
-        problem, local = self.problem, k % 2 == 1
-        w = self.start if k < 2 else self._random(k)
-        if local:
-            restored = restore(problem, w)
-            w = w if restored is None else restored
-        # The smaller the first penalty, the more starts end in one point: from the relaxed problem all of them do.
-        first = 100.0 if local else penalties[min(0 if k == 0 else 1 + (k // 2) % 2, len(penalties) - 1)]
-        stages = [c for c in penalties if c >= first] or list(penalties[-1:])
-        before, change = math.inf, math.inf
-        for c in stages:
-            radius = 0.3 * max(1.0, float(self._width.max())) if local else 10 * max(1.0, float(np.abs(w).max()))
-            w = self.stage(w, c, radius)
-            value = problem.F(w)
-            before, change = value, abs(value - before) / max(1.0, abs(value))
-            point = lambda w=w: {"x": w[: problem.n], "y": w[problem.n :]}  # noqa: E731
-            if not monitor.record(point, start=float(k), penalty=c, fun=value / problem.upper_factor):
-                break
-        found = [v for v in (w, restore(problem, w)) if v is not None]
-        return [self.judge(v, c, change) for v in found]
-
-    def settled(self, best: Candidate) -> Candidate:
-        """The same x with y moved to lower optimality by proximal steps, which stop at a near minimiser also where there are many.
-
-        A point within the accepted gap may have an F that no bilevel-feasible point has; this one has not. Where the lower solution
-        jumps in x, F does, too, and the candidate stays as it is.
-        """
-        n, w = self.problem.n, best.w
-        y, _ = proximal_steps(self.problem, w[:n], w[n:])
-        moved = self.judge(np.concatenate([w[:n], y]), best.penalty, best.change)
-        close = abs(moved.value - best.value) <= JUMP * max(1.0, abs(best.value))
-        return moved if close and self.good(moved) and moved.gap <= best.gap else best
-
-    def stage(self, w: np.ndarray, c: float, radius: float) -> np.ndarray:
-        """Minimise F + c (f - v) over C by SLSQP in a box, which doubles while it is met."""
-        problem, n, root = self.problem, self.problem.n, math.sqrt(c)
-
-        def penalised(w: np.ndarray) -> tuple[float, np.ndarray]:
-            saddle, slope = self._values.gradient(w[:n], w[n:], self.gamma)
-            value = problem.F(w) + c * (problem.f(w) - saddle.value)
-            return value / root, (problem.dF(w) + c * (problem.df(w) - slope)) / root
-
-        rows = problem.slsqp_rows()
-        for _ in range(DOUBLINGS + 1):
-            low, high = np.maximum(w - radius, problem.low), np.minimum(w + radius, problem.high)
-            w = np.clip(w, low, high)
-            options = {"ftol": 1e-9, "maxiter": 60}
-            result = minimize(penalised, w, jac=True, method="SLSQP", constraints=rows, bounds=np.c_[low, high], options=options)
-            if not np.all(np.isfinite(result.x)):
-                return w
-            met, w = float(np.abs(result.x - w).max()) > 0.999 * radius, result.x
-            if not met:
-                break
-            radius *= 2
-        return w if problem.violation(w) < 1e-8 else project(problem, w)
-
-    def _random(self, k: int) -> np.ndarray:
-        """Uniform where C is bounded, normal around the start where it is not; on C."""
-        scale = self._size * (1.0, 3.0, 0.3, 10.0)[k % 4]
-        normal = self.start + scale * self._rng.standard_normal(self.start.size)
-        bounded = self._high - self._low < 200 * self._size
-        drawn = np.where(bounded, self._rng.uniform(self._low, self._high), np.clip(normal, self._low, self._high))
-        return project(self.problem, drawn)
-
-
-def extents(problem: ScaledProblem, w: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """The range of every coordinate over C, linearised at w, in a box around w: 2 (n + m) linear programs."""
-    low, high = np.maximum(w - radius, problem.low), np.minimum(w + radius, problem.high)
-    found = [low.copy(), high.copy()]
-    inequalities: list[tuple[np.ndarray, np.ndarray]] = []
-    equalities: list[tuple[np.ndarray, np.ndarray]] = []
-    for rows in (problem.lower_rows, problem.upper_rows):
-        jacobian = rows.jacobian(w)
-        room = jacobian @ w - rows.values(w)
-        for mask, into in ((~rows.equality, inequalities), (rows.equality, equalities)):
-            into.append((jacobian[mask], room[mask]))
-    given: dict[str, np.ndarray] = {}
-    for name, parts in (("ub", inequalities), ("eq", equalities)):
-        matrix = np.concatenate([a for a, _ in parts])
-        if len(matrix):
-            given |= {f"A_{name}": matrix, f"b_{name}": np.concatenate([b for _, b in parts])}
-    if given:
-        for j, side in itertools.product(range(w.size), (0, 1)):
-            cost = np.zeros(w.size)
-            cost[j] = 1.0 - 2.0 * side
-            result = linprog(cost, **given, bounds=np.c_[low, high])
-            if result.status == 0:
-                found[side][j] = result.x[j]
-    return np.minimum(found[0], w), np.maximum(found[1], w)
+def _polished(run: Search, chosen: Candidate) -> tuple[Candidate, str]:
+    """The polished point where it is better, and what is to be said."""
+    try:
+        new, pieces = polish(run, chosen)
+    except BROKEN as error:
+        return chosen, f"the polish broke down ({error})"
+    fall = (chosen.value - new.value) / run.problem.upper_factor
+    where = f"in {pieces} piece{'s' * (pieces > 1)} of the lower level's optimality conditions"
+    return new, f"polished: F fell by {fall:.1g} {where}" if fall > 0 else f"polished: F did not fall {where}"

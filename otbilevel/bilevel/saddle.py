@@ -91,6 +91,12 @@ class ValueFunction:
             state, lam = new, step.multipliers
         return SaddlePoint(state.theta, lam, state.objective)
 
+    def hessian(self, x: np.ndarray, y: np.ndarray, gamma: float) -> np.ndarray:
+        """The Hessian of the lower Lagrangian in y that is in use, its negative part left out."""
+        if self._hessian is None:
+            self.solve(x, y, gamma)
+        return np.zeros((y.size, y.size)) if self._hessian is None else self._hessian
+
     def _differences(self, x: np.ndarray, state: _Point, lam: np.ndarray) -> np.ndarray:
         """The Hessian of the lower Lagrangian in y, its negative part left out."""
         problem, n, m = self._problem, self._problem.n, state.theta.size

@@ -166,12 +166,12 @@ class ScaledProblem:
         """That of the lower level's rows and bounds."""
         return worst(self.g(w), self.equality)
 
-    def slsqp_rows(self, embed: Any = None, *, lower_only: bool = False) -> list[dict[str, Any]]:
-        """All rows but bounds for SLSQP, of w, or of y alone when `embed` makes w of it."""
+    def slsqp_rows(self, embed: Any = None, *, lower: bool = True, upper: bool = True) -> list[dict[str, Any]]:
+        """The rows of the levels asked for, but bounds, for SLSQP, of w, or of y alone when `embed` makes w of it."""
         place = embed or (lambda w: w)
         columns = slice(None) if embed is None else slice(self.n, None)
         found = []
-        for rows in (self.lower_rows,) if lower_only else (self.lower_rows, self.upper_rows):
+        for rows in (self.lower_rows,) * lower + (self.upper_rows,) * upper:
             for kind, chosen in (("ineq", np.flatnonzero(~rows.equality)), ("eq", np.flatnonzero(rows.equality))):
                 if len(chosen):
                     found.append(

@@ -218,13 +218,13 @@ def test_the_single_loop_of_the_paper():
 def test_a_lower_solve_that_was_cut_short_proves_nothing(monkeypatch):
     monkeypatch.setattr(large, "PROXIMAL_STEPS", 1)
     monkeypatch.setattr("otbilevel.bilevel.saddle_large.NEWTON", 1)
-    scales = np.logspace(-4, 0, 199)  # the flat directions need many proximal steps
+    scales = np.logspace(-4, 0, 420)  # the flat directions need many proximal steps
     with pytest.warns(ConvergenceWarning):
         result = minimize_bilevel(
             lambda x, y: np.sum((x - 1) ** 2) + y @ y,
             lambda x, y: 0.5 * scales @ (y - x[0]) ** 2,
             np.ones(1),
-            np.zeros(199),
+            np.zeros(420),
             jac_upper=lambda x, y: (2 * (x - 1), 2 * y),
             jac_lower=lambda x, y: (-np.array([scales @ (y - x[0])]), scales * (y - x[0])),
             options={"penalties": (1e-3,)},

@@ -7,12 +7,12 @@ from scipy.optimize import LinearConstraint
 from otbilevel import ConvergenceWarning, CoupledConstraint, Status, minimize_bilevel
 from otbilevel.bilevel import lower
 from otbilevel.bilevel.constraints import Rows
-from otbilevel.bilevel.lv_hba import LVHBA
 from otbilevel.bilevel.lv_hba_step import SETTINGS, automatic
 from otbilevel.bilevel.problem import BilevelProblem, Library, Objective
 from otbilevel.bilevel.projection import Box, Margins, Product
 from otbilevel.bilevel.saddle import SaddlePoint, ValueFunction
 from otbilevel.bilevel.scaled import ScaledProblem
+from otbilevel.bilevel.search import Search
 from otbilevel.testing import bilevel_examples
 
 EXAMPLES = bilevel_examples()
@@ -33,7 +33,7 @@ def test_opposite_inequalities_are_one_equation():
     problem = scaled(lambda x, y: x @ x + y @ y, lambda x, y: y @ y, rows, [5.0, 5.0])
     assert problem.lower_rows.count == 2 and list(problem.lower_rows.equality) == [True, False]
     np.testing.assert_allclose(problem.lower_rows.multipliers(np.array([-np.sqrt(5.0), 0.0]), 1.0), [0.0, 1.0, 0.0])
-    start = LVHBA(problem, np.array([5.0, 5.0]), 1e-4, np.random.default_rng(0)).start
+    start = Search(problem, np.array([5.0, 5.0]), 1e-4, np.random.default_rng(0)).start
     np.testing.assert_allclose(start, [2.6, 0.2], atol=1e-9)
 
 
@@ -47,7 +47,7 @@ def test_an_unknown_lower_optimum_is_no_gap(monkeypatch):
     """Inf - inf, and -inf <= tol, pass for success."""
     e = EXAMPLES["Bard1988Ex1"]
     for value in (np.inf, -np.inf, np.nan):
-        monkeypatch.setattr("otbilevel.bilevel.lv_hba.solve_lower", lambda *_, value=value: lower.LowerSolution(value, None))
+        monkeypatch.setattr("otbilevel.bilevel.search.solve_lower", lambda *_, value=value: lower.LowerSolution(value, None))
         with pytest.warns(ConvergenceWarning):
             result = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, options={"n_starts": 1}, **e.settings)
         assert not result.success and result.lower_gap == np.inf
