@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from otbilevel._core import validate
 from otbilevel._core.result import ConvergenceWarning, Status
-from otbilevel.bilevel.free import free_gap, lower_solution, require_free
+from otbilevel.bilevel.free import free_gap, lower_solution, require_free, unit
 from otbilevel.bilevel.hypergradient import HypergradientResult, Implicit
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.task import Task
@@ -131,10 +131,11 @@ def solve(task: Task) -> BilevelResult:
     stationarity = float(np.linalg.norm(x - np.clip(x - slope, low, high))) / max(1.0, abs(value))
     w = np.concatenate([x, reduced.y])
     last: HypergradientResult = reduced.last  # type: ignore[assignment]
-    how = f"implicit differentiation, {found.nit} steps" + ("" if last.status is Status.SUCCESS else f"; {last.message}")
+    how = f"implicit differentiation, {task.monitor.nit} steps" + ("" if last.status is Status.SUCCESS else f"; {last.message}")
     return task.result(
         w,
         gap=free_gap(task, w),
+        unit=unit(task),
         stationarity=stationarity,
         settled=stationarity <= 1e-4 and last.success,
         multipliers=np.zeros(0),

@@ -14,6 +14,8 @@ from otbilevel._core import validate
 from otbilevel._core.array import Array
 
 KINDS = ("ineq", "eq")
+STRAIGHT = 1e-7
+"""Relative deviation from an affine function that differences explain."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,9 @@ class Rows:
                 units = np.eye(count)
                 shapes: list[tuple[int, ...]] = [(n,), (w.size - n,)]
                 return np.array([_both(constraint.vjp(w[:n], w[n:], unit), shapes, f"vjp of {name}") for unit in units])
-            return differences(values, w) if affine is None else affine
+            return guessed(w)
 
-        affine = None if constraint.jac is not None or constraint.vjp is not None else _affine(values, start)
+        guessed = _Differences(values, start)
 
         def force(w: np.ndarray, lam: np.ndarray) -> np.ndarray:
             if constraint.vjp is None:
@@ -192,8 +194,38 @@ def worst(values: np.ndarray, equality: np.ndarray) -> float:
     return float(np.max(np.where(equality, np.abs(values), values), initial=0.0))
 
 
+class _Differences:
+    """The derivative of a function by differences; only once, without their noise, for as long as the function proves to be affine.
+
+    Parameters
+    ----------
+    function : callable
+        (N,) -> (k,).
+    start : (N,) ndarray
+        A point where it is defined.
+    """
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> None:
+        self._function, self._start = function, start
+        self._affine: tuple[np.ndarray, np.ndarray] | None = None
+        self._new = True
+
+    def __call__(self, w: np.ndarray) -> np.ndarray:
+        """The derivative at w, (k, N)."""
+        if self._new:
+            self._new, slope = False, _affine(self._function, self._start)
+            self._affine = None if slope is None else (slope, self._function(self._start))
+        if self._affine is not None:
+            slope, base = self._affine
+            size = np.abs(base) + np.abs(slope) @ np.abs(w - self._start)
+            if np.all(np.abs(self._function(w) - base - slope @ (w - self._start)) <= STRAIGHT * (size + 1e-300)):
+                return slope
+            self._affine = None  # a kink farther away, for example
+        return differences(self._function, w)
+
+
 def _affine(function: Callable[[np.ndarray], np.ndarray], w: np.ndarray) -> np.ndarray | None:
-    """The derivative of a function that is affine as far as a few points tell: it need not be computed, with noise, every time."""
+    """The derivative of a function that is affine as far as a few points tell."""
     rng, spread = np.random.default_rng(0), max(1.0, float(np.abs(w).max()))
     points = (w, *(w + spread * rng.standard_normal((4, w.size))))
     try:
@@ -202,7 +234,7 @@ def _affine(function: Callable[[np.ndarray], np.ndarray], w: np.ndarray) -> np.n
     except (ArithmeticError, ValueError):  # a function that is not defined everywhere, such as a root or a logarithm
         return None
     mean: np.ndarray = found.mean(axis=0)
-    return mean if np.all(np.abs(found - mean) <= 1e-7 * (1.0 + np.abs(mean).max(axis=1, keepdims=True))) else None
+    return mean if np.all(np.abs(found - mean) <= STRAIGHT * (1.0 + np.abs(mean).max(axis=1, keepdims=True))) else None
 
 
 def differences(
@@ -228,6 +260,9 @@ def bounds_of(given: Any, size: int, name: str) -> tuple[np.ndarray, np.ndarray]
     if given is None:
         return np.full(size, -np.inf), np.full(size, np.inf)
     pair = (given.lb, given.ub) if isinstance(given, Bounds) else given
+    if isinstance(pair, list) and all(isinstance(item, tuple) for item in pair):
+        msg = f"{name} must be a scipy.optimize.Bounds or a pair (lb, ub), not a list of pairs for each variable"
+        raise TypeError(msg)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         msg = f"{name} must be a scipy.optimize.Bounds or a pair (lb, ub), got {type(given).__name__}"
         raise TypeError(msg)
@@ -239,16 +274,27 @@ def bounds_of(given: Any, size: int, name: str) -> tuple[np.ndarray, np.ndarray]
     if np.isnan(low).any() or np.isnan(high).any() or (low > high).any():
         msg = f"{name} must have lb <= ub, neither NaN"
         raise ValueError(msg)
+    if (low == np.inf).any() or (high == -np.inf).any():
+        msg = f"{name} must have lb < inf and ub > -inf, or no number is between them"
+        raise ValueError(msg)
     return low, high
 
 
 def _shaped(found: Any, shape: tuple[int, ...] | None, name: str) -> np.ndarray:
-    array = np.atleast_1d(np.asarray(found, float))
-    if (array.ndim != 1) if shape is None else (array.shape != shape and array.size != int(np.prod(shape))):
+    """An array of this shape, or a vector, finite; axes of length one may be left out or added, but not exchanged with others."""
+    array = np.atleast_1d(np.asarray(found.toarray() if hasattr(found, "toarray") else found, float))
+    if (array.ndim != 1) if shape is None else (_longer(array.shape) != _longer(shape)):
         wanted = "a vector" if shape is None else f"shape {shape}"
         msg = f"{name} must return {wanted}, got shape {array.shape}"
         raise ValueError(msg)
+    if not np.all(np.isfinite(array)):
+        msg = f"{name} is not finite"
+        raise FloatingPointError(msg)
     return array if shape is None else array.reshape(shape)
+
+
+def _longer(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def _both(found: Any, shapes: list[tuple[int, ...]], name: str) -> np.ndarray:

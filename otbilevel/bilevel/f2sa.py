@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel.bilevel.free import free_gap, lower_solution, require_free
+from otbilevel.bilevel.free import free_gap, lower_solution, require_free, unit
 from otbilevel.bilevel.lipschitz import lipschitz
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.task import Task
@@ -87,6 +87,7 @@ def solve(task: Task) -> BilevelResult:
     return task.result(
         w,
         gap=free_gap(task, w) if gap is None else gap,
+        unit=unit(task),
         stationarity=residual,
         settled=residual <= 1e-3,
         multipliers=np.zeros(0),

@@ -9,6 +9,9 @@ from scipy.optimize import minimize
 
 from otbilevel.bilevel.task import Task
 
+SAMPLES = 4
+"""Points around the start, at which lengths are measured."""
+
 
 def lower_solution(task: Task, x: np.ndarray, y: np.ndarray, tol: float) -> np.ndarray:
     """The lower solution from y, its gradient at most `tol` times as large as at the start of the task."""
@@ -33,6 +36,15 @@ def free_gap(task: Task, w: np.ndarray) -> float:
     except FloatingPointError:
         return math.inf
     return max(gap, 0.0) if math.isfinite(gap) else math.inf
+
+
+def unit(task: Task) -> float:
+    """The length of the lower level's gradient in y around the start."""
+    points = task.problem.around(task.start, np.random.default_rng(0), SAMPLES, jacobians=False)
+    try:
+        return 1.0 / task.problem.factors(points)[1]
+    except FloatingPointError:  # of the start itself
+        return math.inf
 
 
 def require_free(task: Task) -> None:

@@ -21,6 +21,8 @@ PROXIMAL = 1e4
 """Their gamma."""
 FAR = 1e9
 """Distance from the start, relative to its size, from which the lower level counts as unbounded."""
+ROUNDING = 1e-13
+"""Of f, relative to its size."""
 LARGE = 200
 """Variables from which on SLSQP, which takes seconds there, is asked only where proximal steps did not settle."""
 
@@ -76,7 +78,7 @@ def solve_lower(problem: ScaledProblem, x: np.ndarray, y: np.ndarray) -> LowerSo
 
 
 def restore(problem: ScaledProblem, w: np.ndarray, share: float = 1e-7) -> np.ndarray | None:
-    """x stays, and y becomes that of smallest F among those within `share` of the lower optimum (the optimistic choice).
+    """x stays, and y becomes that of smallest F among those with f within `share` of the lower optimum (the optimistic choice).
 
     None when no such point is feasible for both levels.
     """
@@ -84,8 +86,8 @@ def restore(problem: ScaledProblem, w: np.ndarray, share: float = 1e-7) -> np.nd
     solution = solve_lower(problem, x, w[n:])
     if solution.y is None or not math.isfinite(solution.value):
         return None
-    at, unit = problem.beside(x), max(problem.lower_factor, abs(solution.value))
-    room = solution.value + share * unit
+    at, share = problem.beside(x), share + ROUNDING * abs(solution.value)
+    room = solution.value + share
     near = {"type": "ineq", "fun": lambda t: room - problem.f(at(t)), "jac": lambda t: -problem.df(at(t))[n:]}
     candidates = [at(solution.y)]
     for start in (w[n:], solution.y):
@@ -94,7 +96,7 @@ def restore(problem: ScaledProblem, w: np.ndarray, share: float = 1e-7) -> np.nd
     good = [
         v
         for v in candidates
-        if np.all(np.isfinite(v)) and problem.violation(v) < FEASIBLE * 10 and problem.f(v) <= room + 0.1 * share * unit
+        if np.all(np.isfinite(v)) and problem.violation(v) < FEASIBLE * 10 and problem.f(v) <= room + 0.1 * share
     ]
     return min(good, key=problem.F, default=None)
 
@@ -113,5 +115,8 @@ def _slsqp(
     low, high = problem.low[n:], problem.high[n:]
     box = [(None if a == -math.inf else a, None if b == math.inf else b) for a, b in zip(low, high, strict=True)]
     settings = {"jac": lambda v: gradient(at(v))[n:], "bounds": box, "constraints": rows, "options": options}
-    found: np.ndarray = np.clip(minimize(lambda v: value(at(v)), start, method="SLSQP", **settings).x, low, high)
-    return found
+    try:
+        found = minimize(lambda v: value(at(v)), start, method="SLSQP", **settings).x
+    except FloatingPointError:  # functions that are not defined on the way
+        found = start
+    return np.asarray(np.clip(found, low, high))

@@ -6,7 +6,10 @@ al. (2024). Its multiplier z is eliminated (gamma_2 to infinity), which allows a
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from otbilevel.bilevel.polish import polish
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.saddle import ValueFunction
 from otbilevel.bilevel.scaled import ScaledProblem
-from otbilevel.bilevel.search import Candidate, Search
+from otbilevel.bilevel.search import FEASIBLE, Candidate, Search
 from otbilevel.bilevel.task import SETTLED, Task
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -43,7 +46,7 @@ class LVHBAOptions:
         1; the first three from the point that is given. A start ends when its F is no longer below the best. By default 36 up to
         n + m = 20, 24 up to 200, and 1 beyond.
     penalties : tuple of float, optional
-        The values of c, ascending; by default powers of ten from 0.1 to 1e5, for ``saddle="newton-cg"`` from 1 to 1e3.
+        At least two values of c, ascending; by default powers of ten from 0.1 to 1e5, for ``saddle="newton-cg"`` from 1 to 1e3.
     saddle : {"auto", "exact", "newton-cg"}
         Saddle points by quadratic programs with dense matrices, or without matrices, from one start. ``"auto"`` takes the latter
         from n + m = 200 on, where there are no inequalities in the lower level: at kinks that these make it may stop too early.
@@ -90,11 +93,18 @@ class LVHBAOptions:
             msg = f'{next(iter(given))} is a setting of variant="paper": leave it out'
             raise ValueError(msg)
         check_settings(given)
+        for name, default in (("n_starts", None), ("penalties", None), ("saddle", "auto")):
+            if self.variant == "paper" and getattr(self, name) != default:
+                msg = f'{name} is no setting of variant="paper": leave it out'
+                raise ValueError(msg)
+        if self.saddle == "newton-cg" and self.n_starts is not None:
+            msg = 'n_starts is no setting of saddle="newton-cg", which has one start: leave it out'
+            raise ValueError(msg)
         if self.penalties is None:
             return
         values = [validate.real(c, "penalties", low=0.0, strict=True) for c in self.penalties]
-        if len(values) < 1 or sorted(values) != values:
-            msg = f"penalties must ascend, got {self.penalties!r}"
+        if len(values) < 2 or any(a >= b for a, b in itertools.pairwise(values)):  # the last two tell whether F has settled
+            msg = f"penalties must be at least two that ascend, got {self.penalties!r}"
             raise ValueError(msg)
 
 
@@ -107,8 +117,7 @@ def solve(task: Task) -> BilevelResult:
     size = task.start.size
     large = lv_hba_large.suits(task.problem) and not (options.polish and size <= DENSE)
     if options.saddle == "newton-cg" or (options.saddle == "auto" and large):
-        if options.polish:
-            task.notes.append("not polished: there are no matrices")
+        task.notes += ["not polished: there are no matrices"] * options.polish
         result = lv_hba_large.solve(task, options.penalties or PENALTIES[1:5])
         if result.success or options.saddle == "newton-cg" or size > DENSE or task.monitor.stopped:
             return result
@@ -120,33 +129,62 @@ def solve(task: Task) -> BilevelResult:
     fallback: Candidate | None = None
     lost: list[Exception] = []
     for k in range(count):
-        try:
-            found = run.run(k, options.penalties or PENALTIES, task.monitor, best)
-        except BROKEN as error:
-            lost.append(error)  # a user's function failed far away, or a factorisation broke down: this start is lost, not the run
-            continue
+        found, error = _follow(task, run, k, best)
+        lost += error
         for candidate in found:
             if run.good(candidate) and (best is None or candidate.value < best.value):
                 best = candidate
-            if fallback is None or (candidate.violation, candidate.gap) < (fallback.violation, fallback.gap):
+            if fallback is None or _badness(candidate) < _badness(fallback):
                 fallback = candidate
         if task.monitor.stopped:
             break
-    chosen = run.settled(best) if best is not None else fallback or run.judge(run.start)
+    chosen = best or fallback or run.judge(run.start)
+    lam = np.zeros(scaled.equality.size)
+    try:
+        if best is not None:
+            chosen = run.settled(best)
+        lam = ValueFunction(scaled).solve(chosen.w[: scaled.n], chosen.w[scaled.n :], run.gamma).lam
+    except BROKEN as error:
+        lost.append(error)
     if options.polish and best is not None:
         chosen, note = _polished(run, chosen)
         task.notes.append(note)
-    saddle = ValueFunction(scaled).solve(chosen.w[: scaled.n], chosen.w[scaled.n :], run.gamma)
-    count_rows = scaled.lower_rows.count
     return task.result(
         chosen.w,
         gap=chosen.gap / scaled.lower_factor,
         stationarity=chosen.change,
+        unit=1.0 / scaled.lower_factor,
         settled=chosen.change <= SETTLED,
-        multipliers=scaled.lower_rows.multipliers(saddle.lam[:count_rows], scaled.lower_factor),
+        advice="more penalties, or more starts",
+        multipliers=scaled.lower_rows.multipliers(lam[: scaled.lower_rows.count], scaled.lower_factor),
         penalty=chosen.penalty,
-        how=f"exact saddle points, {count} start{'s' * (count > 1)}" + (f", {len(lost)} lost ({lost[-1]})" if lost else ""),
+        how=f"exact saddle points, {k + 1} start{'s' * (k > 0)}" + (f", {len(lost)} lost ({lost[-1]})" if lost else ""),
     )
+
+
+def _follow(task: Task, run: Search, k: int, best: Candidate | None) -> tuple[list[Candidate], list[Exception]]:
+    """The ends of the k-th start, and what broke it: a user's function far away, or a factorisation; then this start is lost only.
+
+    What a callback raises is not caught.
+    """
+    path: Iterator[Candidate] = run.path(k, task.options.penalties or PENALTIES, best)
+    last: Candidate | None = None
+    n, factor = run.problem.n, run.problem.upper_factor
+    while True:
+        try:
+            point = next(path, None)
+            if point is None:
+                return ([] if last is None else run.ends(last, best)), []
+        except BROKEN as error:
+            return [], [error]
+        last = point
+        figures = {"start": float(k), "penalty": point.penalty, "fun": point.value / factor}
+        if not task.monitor.record(partial(dict, x=point.w[:n], y=point.w[n:]), **figures):
+            path = iter(())
+
+
+def _badness(candidate: Candidate) -> tuple[float, float]:
+    return max(candidate.violation, FEASIBLE), candidate.gap  # below that violations are rounding
 
 
 def _polished(run: Search, chosen: Candidate) -> tuple[Candidate, str]:

@@ -15,9 +15,10 @@ import numpy as np
 from scipy.optimize import minimize
 
 from otbilevel.bilevel.constraints import Rows
-from otbilevel.bilevel.problem import SMALL, BilevelProblem
+from otbilevel.bilevel.problem import BilevelProblem
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.saddle_large import Augmented, Box, Products, Saddle
+from otbilevel.bilevel.scaled import ROUNDING, TINY
 from otbilevel.bilevel.task import SETTLED, Task
 from otbilevel.linalg.cg import cg
 
@@ -47,30 +48,54 @@ def suits(problem: BilevelProblem) -> bool:
 def solve(task: Task, penalties: tuple[float, ...]) -> BilevelResult:
     """Run through the penalties, extrapolate from the last two, and take that point when it is feasible and optimal below."""
     run, before, change = LargeLVHBA(task.problem, task.start, task.rng), None, math.inf
-    value = math.inf
+    value, broken = math.inf, ""
     for k, c in enumerate(penalties):
         before = run.w
-        # All but the last two only lead there.
-        run.penalise(c, violation=FEASIBLE if k >= len(penalties) - 2 else LOOSE)
-        old, value = value, task.problem.upper.value(run.w)
+        try:
+            # All but the last two only lead there.
+            run.penalise(c, violation=FEASIBLE if k >= len(penalties) - 2 else LOOSE)
+            old, value = value, task.problem.upper.value(run.w)
+        except FloatingPointError as error:
+            run.w, change, broken = before, math.inf, f"; it broke down: {error}"
+            break
         change = abs(value - old) / max(1.0, abs(value))
         point = lambda: {"x": run.w[: task.problem.n], "y": run.w[task.problem.n :]}  # noqa: E731
         if not task.monitor.record(point, penalty=c, fun=value):
             break
     candidates = [run.w]
-    if len(penalties) > 1 and not task.monitor.stopped:
+    if len(penalties) > 1 and not task.monitor.stopped and not broken:
         ratio = penalties[-1] / penalties[-2]
         extrapolated = run.w + (run.w - before) / (ratio - 1.0)
         candidates.insert(0, np.clip(extrapolated, task.problem.low, task.problem.high))
+    unit = 1.0 / run.lower_factor
     for k, candidate in enumerate(candidates):
-        w = feasible(task.problem, candidate, 1e-3 * task.tol)
-        gap = run.gap(w)
-        good = gap <= task.tol * max(1.0, abs(task.problem.lower.value(w))) and task.problem.violation(w) <= 0.1 * task.tol
-        if good or k == len(candidates) - 1:
+        w, gap, lam = _settled(run, candidate, 1e-3 * task.tol)
+        good = gap <= task.tol * min(max(1.0, abs(task.problem.lower.value(w))), unit)
+        if (good and task.problem.violation(w) <= 0.1 * task.tol) or k == len(candidates) - 1:
             break
-    lam = run.saddle.rows.scale * run.saddle.solve(w[: task.problem.n], w[task.problem.n :]).lam / run.lower_factor
     how = "saddle points by Newton-CG, without matrices" + (", extrapolated in 1/c" if k == 0 and len(candidates) > 1 else "")
-    return task.result(w, gap=gap, stationarity=change, settled=change <= SETTLED, multipliers=lam, penalty=c, how=how)
+    return task.result(
+        w,
+        gap=gap,
+        unit=unit,
+        stationarity=change,
+        settled=change <= SETTLED,
+        advice="more penalties",
+        multipliers=lam,
+        penalty=c,
+        how=how + broken,
+    )
+
+
+def _settled(run: LargeLVHBA, w: np.ndarray, tol: float) -> tuple[np.ndarray, float, np.ndarray]:
+    """A feasible point near w, its gap, and the multipliers of the lower rows; w, infinity and zeros where functions fail."""
+    n = run.problem.n
+    try:
+        found = feasible(run.problem, w, tol)
+        gap, lam = run.gap(found), run.saddle.solve(found[:n], found[n:]).lam
+    except FloatingPointError:
+        return w, math.inf, np.zeros(run.problem.lower_rows.count)
+    return found, gap, run.saddle.rows.scale * lam / run.lower_factor
 
 
 def feasible(problem: BilevelProblem, w: np.ndarray, tol: float) -> np.ndarray:
@@ -138,7 +163,7 @@ class LargeLVHBA:
         scales = []
         for rows in (problem.lower_rows, problem.upper_rows):
             lengths = rows.lengths(w)
-            scales.append(1.0 / np.where(lengths > SMALL, lengths, 1.0))
+            scales.append(1.0 / np.where(lengths > np.maximum(TINY, ROUNDING * np.abs(rows.values(w))), lengths, 1.0))
         # f has unit gradients, and the set the extent `size`: what a unit of violation costs must balance that.
         lower = Augmented(problem.lower_rows, scales[0], np.zeros(problem.lower_rows.count), 1.0 / size)
         self.saddle = Saddle(problem, self.lower_factor, self.gamma, lower)

@@ -14,7 +14,7 @@ from otbilevel.bilevel.lower import solve_lower
 from otbilevel.bilevel.lv_hba_step import GROWTH, Oracles, State, Steps, automatic, oracles_of, step
 from otbilevel.bilevel.projection import Affine, ConvexSet, Polyhedron
 from otbilevel.bilevel.result import BilevelResult
-from otbilevel.bilevel.scaled import ScaledProblem, unit_rows
+from otbilevel.bilevel.scaled import ScaledProblem, ScaledRows, unit_rows
 from otbilevel.bilevel.task import SETTLED, Task
 
 DIVERGED = 1e6
@@ -32,7 +32,7 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
     origin = task.state["origin"] if resumed else task.start  # lengths are measured there, whether a run is interrupted or not
     scaled = ScaledProblem(task.problem, origin, np.random.default_rng(0))
     n = scaled.n
-    oracles = _oracles(scaled, task.projection or _projection(scaled, origin))
+    oracles = _oracles(scaled, _projection(scaled, origin) if task.projection is None else _given(task))
     x, y = oracles.project(origin[:n], origin[n:])
     steps = _steps(scaled, np.concatenate([x, y]), given)
     limit, diverged = DIVERGED * (1.0 + float(np.linalg.norm(x)) + float(np.linalg.norm(y))), False
@@ -41,7 +41,7 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
     if resumed:
         state = State(**{name: task.state[name] for name in ("x", "y", "z", "theta", "lam", "k")})
         steps = replace(steps, r=float(task.state["r"]))
-    moved = math.inf
+    moved, following = math.inf, math.inf
     while True:
         try:
             new = step(oracles, steps, state)
@@ -52,12 +52,18 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
             diverged = True
             break
         moved = float(np.linalg.norm(np.concatenate([new.x - state.x, new.y - state.y])))
+        # At a vertex (x, y) may stand still while the saddle point, and with it the force on (x, y), is still on its way.
+        following = max(
+            float(np.linalg.norm(new.theta - state.theta)) / steps.eta,
+            float(np.linalg.norm(new.lam - state.lam)) / steps.eta,
+            float(np.linalg.norm(new.z - state.z)) / steps.beta,
+        )
         state = new
         if given["r"] is None and count and float(np.abs(state.lam).max()) >= steps.r:
             steps = replace(steps, r=GROWTH * steps.r)
         point = lambda: {"x": state.x, "y": state.y}  # noqa: E731, B023
         going_on = task.monitor.record(point, penalty=steps.penalty(state.k - 1), moved=moved)
-        if not going_on or moved <= SMALL_STEP * steps.alpha * (1.0 + float(np.linalg.norm(state.x))):
+        if not going_on or max(moved / steps.alpha, following) <= SMALL_STEP * (1.0 + float(np.linalg.norm(state.x))):
             break
     w = np.concatenate([state.x, state.y])
     large = lv_hba_large.suits(task.problem)
@@ -67,13 +73,14 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
         gap = (scaled.f(w) - lowest.value) / scaled.lower_factor if math.isfinite(lowest.value) else math.inf
     met = count > 0 and float(np.abs(state.lam).max()) >= steps.r
     penalty = steps.penalty(state.k - 1)
-    # The projected gradient of F + c (f - v), relative to that of F: small gaps say nothing while this is large.
-    change = penalty * moved / (steps.alpha * max(1e-8, float(np.linalg.norm(scaled.dF(w)))))
+    # The projected gradient of F + c (f - v), relative to that of F: small gaps say nothing while this, or its error, is large.
+    change = penalty * max(moved / steps.alpha, following) / max(1e-8, float(np.linalg.norm(scaled.dF(w))))
     how = f"single loop of the paper, {state.k} steps"
     how += "; a multiplier is at its bound: raise r" if met else "; it diverged: give smaller steps alpha, eta" if diverged else ""
     return task.result(
         w,
         gap=gap,
+        unit=1.0 / scaled.lower_factor,
         stationarity=change,
         settled=change <= SETTLED and not met and not diverged,
         multipliers=scaled.lower_rows.multipliers(state.lam, scaled.lower_factor),
@@ -105,8 +112,7 @@ def _projection(scaled: ScaledProblem, w: np.ndarray) -> Callable[[np.ndarray], 
     sets = (scaled.lower_rows, scaled.upper_rows)
     if not any(rows.count for rows in sets):
         return lambda v: np.clip(v, scaled.low, scaled.high)
-    elsewhere = w + 1.0 + np.abs(w)
-    if not all(np.allclose(rows.jacobian(w), rows.jacobian(elsewhere), atol=1e-7) for rows in sets):
+    if not all(_affine(rows, w) for rows in sets):
         both = np.concatenate([rows.equality for rows in sets])
 
         def linearise(v: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
@@ -120,6 +126,35 @@ def _projection(scaled: ScaledProblem, w: np.ndarray) -> Callable[[np.ndarray], 
     right = np.concatenate([*offsets, -scaled.low[below], scaled.high[above]])
     equality = np.concatenate([*(rows.equality for rows in sets), np.zeros(len(right) - sum(rows.count for rows in sets), bool)])
     return Affine(matrix, right) if equality.all() else Polyhedron(matrix, right, equality)
+
+
+def _given(task: Task) -> Callable[[np.ndarray], np.ndarray]:
+    """The user's projection, what it returns checked."""
+
+    def nearest(v: np.ndarray) -> np.ndarray:
+        found = task.library.back(task.projection(task.library.there(v)))
+        if found.shape != v.shape:
+            msg = f"projection must return shape {v.shape}, got {found.shape}"
+            raise ValueError(msg)
+        if not np.all(np.isfinite(found)):
+            msg = "projection is not finite"
+            raise FloatingPointError(msg)
+        return found
+
+    return nearest
+
+
+def _affine(rows: ScaledRows, w: np.ndarray) -> bool:
+    """Whether all rows are affine as far as a few points tell."""
+    values, slope = rows.values(w), rows.jacobian(w)
+    for v in w + (1.0 + np.abs(w)) * np.random.default_rng(0).standard_normal((4, w.size)):
+        try:
+            predicted, other = values + slope @ (v - w), rows.jacobian(v)
+            if not np.allclose(rows.values(v), predicted, atol=1e-7) or not np.allclose(other, slope, atol=1e-7):
+                return False
+        except FloatingPointError:  # not defined there
+            return False
+    return True
 
 
 def _steps(scaled: ScaledProblem, w: np.ndarray, given: dict[str, float | None]) -> Steps:

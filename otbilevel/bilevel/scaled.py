@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from otbilevel.bilevel.constraints import Rows, worst
-from otbilevel.bilevel.problem import SMALL, BilevelProblem
+from otbilevel.bilevel.problem import BilevelProblem
 
 SAMPLES = 6
 """Random points around the start at which lengths are measured, beside the start itself."""
+TINY, ROUNDING = 1e-12, 1e-9
+"""Length of a row, also relative to its value, up to which it may be noise."""
+DEPENDENT = 1e-8
+"""Part of a row of length one that does not follow from others, from which on it counts."""
+PARALLEL = 1e-7
+"""Difference of rows of length one that are the same."""
 
 
 class ScaledRows:
@@ -33,15 +42,19 @@ class ScaledRows:
     def __init__(self, rows: Rows, points: list[np.ndarray]) -> None:
         self._rows = rows
         lengths = np.median([rows.lengths(w) for w in points], axis=0)
-        scale = 1.0 / np.where(lengths > SMALL, lengths, 1.0)
-        values = np.array([scale * rows.values(w) for w in points])
+        values = np.array([rows.values(w) for w in points])
+        self._all = scale = 1.0 / np.where(lengths > np.maximum(TINY, ROUNDING * np.median(np.abs(values), axis=0)), lengths, 1.0)
         partners: dict[int, int] = {}
         equality = rows.equality.copy()
+        values, jacobian = scale * values, np.zeros((0, 0))
         free = np.flatnonzero(~rows.equality)
         while len(free) > 1:
             i, free = free[0], free[1:]
             sums = np.abs(values[:, free] + values[:, [i]])
             opposite = free[np.all(sums <= 1e-12 + 1e-10 * np.abs(values[:, free]), axis=0)]
+            if len(opposite):  # so far at these points only, which may be a single one, where both are active
+                jacobian = jacobian if jacobian.size else scale[:, None] * rows.jacobian(points[0])
+                opposite = opposite[np.abs(jacobian[opposite] + jacobian[i]).max(axis=1) <= PARALLEL]
             if len(opposite):
                 partners[int(i)] = int(opposite[0])
                 equality[i] = True
@@ -71,7 +84,7 @@ class ScaledRows:
         """Multipliers of the rows as they were given, for an objective that was multiplied by `factor`."""
         found = self._back(lam) / factor
         for i, j in self._partners.items():
-            found[i], found[j] = max(found[i], 0.0), max(-found[i], 0.0)
+            found[i], found[j] = max(found[i], 0.0), max(-found[i], 0.0) * self._all[j] / self._all[i]
         return found
 
     def _back(self, lam: np.ndarray) -> np.ndarray:
@@ -96,7 +109,8 @@ class ScaledProblem:
     def __init__(self, problem: BilevelProblem, start: np.ndarray, rng: np.random.Generator) -> None:
         self.problem, self.n, self.m = problem, problem.n, problem.m
         self.low, self.high = problem.low, problem.high
-        points = problem.around(start, rng, SAMPLES, jacobians=True)
+        self._points = points = problem.around(start, rng, SAMPLES, jacobians=True)
+        self._equations: dict[tuple[bool, bool, bool], list[np.ndarray]] = {}
         self.lower_rows, self.upper_rows = (ScaledRows(rows, points) for rows in (problem.lower_rows, problem.upper_rows))
         self.upper_factor, self.lower_factor = problem.factors(points)
         below, above = np.flatnonzero(self.low[self.n :] > -np.inf), np.flatnonzero(self.high[self.n :] < np.inf)
@@ -167,12 +181,15 @@ class ScaledProblem:
         return worst(self.g(w), self.equality)
 
     def slsqp_rows(self, embed: Any = None, *, lower: bool = True, upper: bool = True) -> list[dict[str, Any]]:
-        """The rows of the levels asked for, but bounds, for SLSQP, of w, or of y alone when `embed` makes w of it."""
+        """The rows of the levels asked for, but bounds, for SLSQP, of w, or of y alone when `embed` makes w of it.
+
+        Of equations that follow from others, or do not contain y, none is left: SLSQP would not move at all.
+        """
         place = embed or (lambda w: w)
         columns = slice(None) if embed is None else slice(self.n, None)
         found = []
-        for rows in (self.lower_rows,) * lower + (self.upper_rows,) * upper:
-            for kind, chosen in (("ineq", np.flatnonzero(~rows.equality)), ("eq", np.flatnonzero(rows.equality))):
+        for rows, equations in zip(self._levels(lower, upper), self._independent(embed is not None, lower, upper), strict=True):
+            for kind, chosen in (("ineq", np.flatnonzero(~rows.equality)), ("eq", equations)):
                 if len(chosen):
                     found.append(
                         {
@@ -182,6 +199,36 @@ class ScaledProblem:
                         }
                     )
         return found
+
+    def _levels(self, lower: bool, upper: bool) -> tuple[ScaledRows, ...]:
+        return (self.lower_rows,) * lower + (self.upper_rows,) * upper
+
+    def _independent(self, only_y: bool, lower: bool, upper: bool) -> list[np.ndarray]:
+        """The equations of each level, those left out whose derivatives follow from others everywhere, with the same factors.
+
+        For w their values must follow, too: equations that contradict each other remain.
+        """
+        key = (only_y, lower, upper)
+        if key not in self._equations:
+            levels = self._levels(lower, upper)
+            places = [np.flatnonzero(rows.equality) for rows in levels]
+            if any(len(place) for place in places):
+                places = self._chosen(levels, places, only_y)
+            self._equations[key] = places
+        return self._equations[key]
+
+    def _chosen(self, levels: tuple[ScaledRows, ...], places: list[np.ndarray], only_y: bool) -> list[np.ndarray]:
+        parts = []
+        for w in self._points:
+            jacobian = np.concatenate([rows.jacobian(w)[place] for rows, place in zip(levels, places, strict=True)])
+            values = np.concatenate([rows.values(w)[place] for rows, place in zip(levels, places, strict=True)])
+            parts += [jacobian[:, self.n :]] if only_y else [jacobian, values[:, None] / max(1.0, float(np.abs(w).max()))]
+        _, triangle, order = scipy.linalg.qr(np.hstack(parts).T, mode="economic", pivoting=True)
+        sizes = np.abs(np.diag(triangle))
+        kept = np.sort(order[: int(np.sum(sizes > DEPENDENT * math.sqrt(len(self._points))))])
+        ends = np.cumsum([0, *(len(place) for place in places)])
+        chosen = [kept[(kept >= a) & (kept < b)] - a for a, b in itertools.pairwise(ends)]
+        return [place[c] for place, c in zip(places, chosen, strict=True)]
 
 
 def unit_rows(below: np.ndarray, above: np.ndarray, size: int) -> np.ndarray:

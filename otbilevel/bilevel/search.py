@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linprog, minimize
 
-from otbilevel._core.monitor import Monitor
 from otbilevel.bilevel.barrier import SmoothedGap
-from otbilevel.bilevel.lower import proximal_steps, restore, solve_lower
+from otbilevel.bilevel.lower import ROUNDING, proximal_steps, restore, solve_lower
 from otbilevel.bilevel.saddle import ValueFunction
 from otbilevel.bilevel.scaled import ScaledProblem
 from otbilevel.bilevel.slsqp import project
@@ -24,6 +23,8 @@ PROXIMAL = 100.0
 """gamma_1 in units of the extent of the feasible set, f having unit gradients: the proximal step must be able to cross that set."""
 JUMP = 1e-2
 """Relative change of F from which on moving y to lower optimality counts as a jump."""
+STUCK = (4, 5, 6, 7)
+"""What SLSQP says when its subproblems have no solution."""
 DOUBLINGS = 6
 """Of the radius of a stage, while its box is met."""
 FIRST = ("relaxed", "local", "smoothed")
@@ -81,7 +82,7 @@ class Search:
     start : (n + m,) ndarray
         Where to start; it is projected on C.
     tol : float
-        Lower-level gap that is accepted, in units of max(1, |f|).
+        Lower-level gap that is accepted, f having unit gradients.
     rng : numpy.random.Generator
         Draws starts.
     """
@@ -104,29 +105,33 @@ class Search:
         return Candidate(w, problem.F(w), gap, problem.violation(w), penalty, change)
 
     def good(self, candidate: Candidate) -> bool:
-        """Whether it is feasible for both levels."""
-        unit = max(self.problem.lower_factor, abs(self.problem.f(candidate.w)))
-        return candidate.violation <= FEASIBLE and candidate.gap <= 0.1 * self._tol * unit
+        """Whether it is feasible for both levels; f has unit gradients, and how large it is must not matter."""
+        rounding = ROUNDING * abs(self.problem.f(candidate.w))
+        return candidate.violation <= FEASIBLE and candidate.gap <= 0.1 * self._tol + rounding
 
-    def run(self, k: int, penalties: tuple[float, ...], monitor: Monitor, best: Candidate | None) -> list[Candidate]:
-        """The k-th start: its end point, and that restored to lower optimality; nothing when it is no better than `best`."""
+    def path(self, k: int, penalties: tuple[float, ...], best: Candidate | None) -> Iterator[Candidate]:
+        """The k-th start: the point of each penalty, not yet judged, for as long as it may become better than `best`."""
         problem = self.problem
         kind = FIRST[k] if k < len(FIRST) else LATER[(k - len(FIRST)) % len(LATER)]
         w, stages = self._begin(k, kind, penalties, best)
         self._turns[kind] += 1
-        before, change, c = math.inf, math.inf, 0.0
+        before = math.inf
         for c in stages:
             radius = 10 * max(1.0, float(np.abs(w).max())) if kind == "relaxed" else 0.3 * max(1.0, float(self._width.max()))
-            w = self.stage(w, c, radius)
+            w, moving = self.stage(w, c, radius)
             value = problem.F(w)
-            before, change = value, abs(value - before) / max(1.0, abs(value))
-            point = lambda w=w: {"x": w[: problem.n], "y": w[problem.n :]}  # noqa: E731
-            if not monitor.record(point, start=float(k), penalty=c, fun=value / problem.upper_factor):
-                break
+            change = abs(value - before) / max(1.0, abs(value)) if moving else math.inf
+            yield Candidate(w, value, math.inf, problem.violation(w), c, change)
             if best is not None and value >= best.value - NO_BETTER * max(1.0, abs(best.value)):
-                return []  # F of minimisers grows with c
-        found = [v for v in (w, restore(problem, w)) if v is not None]
-        return [self.judge(v, c, change) for v in found]
+                return  # F of minimisers grows with c
+            before = value
+
+    def ends(self, last: Candidate, best: Candidate | None) -> list[Candidate]:
+        """The end of a path, and that restored to lower optimality, judged; nothing when it is no better than `best`."""
+        if best is not None and last.value >= best.value - NO_BETTER * max(1.0, abs(best.value)):
+            return []
+        points = [v for v in (last.w, restore(self.problem, last.w)) if v is not None]
+        return [self.judge(v, last.penalty, last.change) for v in points]
 
     def _begin(self, k: int, kind: str, penalties: tuple[float, ...], best: Candidate | None) -> tuple[np.ndarray, list[float]]:
         """Where the k-th start begins, and its penalties."""
@@ -152,7 +157,7 @@ class Search:
         hessian = self._values.hessian(w[:n], w[n:], self.gamma)
         for t in weights:
             gap = SmoothedGap(self.problem, t, self.gamma, hessian)
-            w = self.stage(w, MIDDLE, 10 * max(1.0, float(np.abs(w).max())), gap, ftol=1e-6)
+            w, _ = self.stage(w, MIDDLE, 10 * max(1.0, float(np.abs(w).max())), gap, ftol=1e-6)
         return w
 
     def _perturbed(self, turn: int, best: Candidate) -> np.ndarray:
@@ -176,9 +181,9 @@ class Search:
         close = abs(moved.value - best.value) <= JUMP * max(1.0, abs(best.value))
         return moved if close and self.good(moved) and moved.gap <= best.gap else best
 
-    def stage(self, w: np.ndarray, c: float, radius: float, gap: Gap | None = None, ftol: float = 1e-9) -> np.ndarray:
-        """Minimise F + c (f - v), or F + c gap, over C by SLSQP in a box, which doubles while it is met."""
-        problem, root, gap = self.problem, math.sqrt(c), gap or self._gap
+    def stage(self, w: np.ndarray, c: float, radius: float, gap: Gap | None = None, ftol: float = 1e-9) -> tuple[np.ndarray, bool]:
+        """Minimise F + c (f - v), or F + c gap, over C by SLSQP in a box, which doubles while it is met; and whether it moved."""
+        problem, root, gap, moving = self.problem, math.sqrt(c), gap or self._gap, True
 
         def penalised(w: np.ndarray) -> tuple[float, np.ndarray]:
             value, slope = gap(w)
@@ -191,12 +196,13 @@ class Search:
             options = {"ftol": ftol, "maxiter": 60}
             result = minimize(penalised, w, jac=True, method="SLSQP", constraints=rows, bounds=np.c_[low, high], options=options)
             if not np.all(np.isfinite(result.x)):
-                return w
-            met, w = float(np.abs(result.x - w).max()) > 0.999 * radius, result.x
+                return w, False
+            met, moving = float(np.abs(result.x - w).max()) > 0.999 * radius, result.nit > 1 or result.status not in STUCK
+            w = result.x
             if not met:
                 break
             radius *= 2
-        return w if problem.violation(w) < 1e-8 else project(problem, w)
+        return w if problem.violation(w) < 1e-8 else project(problem, w), moving
 
     def _gap(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         """f - v and its gradient."""

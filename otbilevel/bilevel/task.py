@@ -16,6 +16,14 @@ from otbilevel.bilevel.result import BilevelResult
 SETTLED = 1e-2
 """Stationarity, as LV-HBA measures it, up to which the upper level counts as settled."""
 
+ROUNDING = 1e-12
+"""Of f, relative to its size."""
+STOPPED = {
+    Status.ITERATION_LIMIT: "max_iter was reached",
+    Status.TIME_LIMIT: "the time limit was reached",
+    Status.CALLBACK_STOP: "stopped by the callback",
+}
+"""What a message says of a run that did not end by itself."""
 FAR = 1e6
 """Size of a point, relative to the start, from which on it is taken for one on the way to infinity."""
 
@@ -79,31 +87,33 @@ class Task:
         multipliers: np.ndarray,
         penalty: float,
         how: str,
+        unit: float = math.inf,
+        advice: str = "more iterations",
         state: dict[str, Any] | None = None,
     ) -> BilevelResult:
-        """Judge a point by its gap, its violation, and whether the upper level has settled."""
+        """Judge a point by its gap, its violation, and whether the upper level has settled; `unit` is the length of grad f."""
         problem, n = self.problem, self.problem.n
         value, lower, violation = problem.upper.value(w), problem.lower.value(w), problem.violation(w)
-        feasible, optimal = violation <= 0.1 * self.tol, gap <= self.tol * max(1.0, abs(lower))
-        status = Status.SUCCESS
-        if not feasible:
-            status, words = (
-                Status.INFEASIBLE,
-                f"no point was found that obeys all constraints: they are violated by {violation:.1g}",
-            )
+        # A tiny f, or one with a large constant, must not make a bad point pass.
+        limit = self.tol * min(max(1.0, abs(lower)), unit) + ROUNDING * abs(lower)
+        status, words = self.monitor.status or Status.STALLED, ""
+        stopped = f"{STOPPED[self.monitor.status]}: " if self.monitor.status in STOPPED else ""
+        if violation > 0.1 * self.tol:
+            words = f"no point was found that obeys all constraints: they are violated by {violation:.1g}"
+            status = self.monitor.status or Status.INFEASIBLE
         elif gap == math.inf:
-            status, words = (
-                Status.NUMERICAL_FAILURE,
-                "the lower level was not solved: is it bounded, feasible, convex in y?",
-            )
+            status, words = Status.NUMERICAL_FAILURE, "the lower level was not solved: is it bounded, feasible, convex in y?"
+        elif gap < -limit:
+            words = f"a lower solution lies {-gap:.1g} above this point: f seems not to be convex in y"
+            status = Status.NUMERICAL_FAILURE
         elif np.abs(w).max() > FAR * max(1.0, float(np.abs(self.start).max())):
             status, words = Status.STALLED, f"the upper level seems to be unbounded, F has come to {value:.1g}: give bounds"
-        elif not optimal:
-            status, words = self.monitor.status or Status.STALLED, f"the lower-level gap is {gap:.1g}: raise the last penalty"
+        elif gap > limit:
+            words = f"{stopped}the lower-level gap is {gap:.1g}: try {advice}"
         elif not settled:
-            status, words = self.monitor.status or Status.STALLED, "the upper level has not settled: more penalties, or more starts"
+            words = f"{stopped}the upper level has not settled: try {advice}"
         else:
-            words = f"lower-level gap {max(gap, 0.0):.1g}, violation {violation:.1g}"
+            status, words = Status.SUCCESS, f"lower-level gap {max(gap, 0.0):.1g}, violation {violation:.1g}"
         there = self.library.there
         return BilevelResult(
             x=there(w[:n].copy()),

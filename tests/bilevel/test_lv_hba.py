@@ -129,7 +129,7 @@ def test_what_goes_wrong_is_said():
         ({"method": "bome"}, ValueError, "unknown method"),
         ({"options": {"starts": 3}}, TypeError, "did you mean 'n_starts'"),
         ({"options": {"n_starts": 0}}, ValueError, "n_starts"),
-        ({"options": {"penalties": (10.0, 1.0)}}, ValueError, "must ascend"),
+        ({"options": {"penalties": (10.0, 1.0)}}, ValueError, "two that ascend"),
         ({"constraints": [3]}, TypeError, r"constraints\[0\] must be a CoupledConstraint"),
         ({"constraints": LinearConstraint(np.ones((1, 5)), ub=1)}, ValueError, "must have n \\+ m = 2 columns"),
         ({"constraints": CoupledConstraint(lambda x, y: np.ones((2, 2)))}, ValueError, "must return a vector"),
@@ -227,7 +227,7 @@ def test_a_lower_solve_that_was_cut_short_proves_nothing(monkeypatch):
             np.zeros(420),
             jac_upper=lambda x, y: (2 * (x - 1), 2 * y),
             jac_lower=lambda x, y: (-np.array([scales @ (y - x[0])]), scales * (y - x[0])),
-            options={"penalties": (1e-3,)},
+            options={"penalties": (1e-4, 1e-3)},
         )
     assert not result.success and result.lower_gap == math.inf
     given, settings = toy(100)
@@ -384,7 +384,7 @@ def test_functions_that_are_not_defined_everywhere():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"options": {"penalties": (1.0,), "saddle": "newton-cg"}},
+        {"options": {"penalties": (0.5, 1.0), "saddle": "newton-cg"}},
         {"options": {"variant": "paper"}, "max_iter": 100},
     ],
 )
