@@ -43,6 +43,10 @@ class Differentiator(Protocol):
         """Its second derivatives in y."""
         ...
 
+    def vjp(self, fun: Function, x: Array, y: Array, lam: Array, name: str) -> tuple[Array, Array]:
+        """J_x' lam and J_y' lam of a function with vectors as values; messages call it `name`."""
+        ...
+
 
 DIFFERENTIATORS: dict[str, Differentiator] = {}
 """From the name of an array library to what differentiates its functions. Modules put themselves in."""

@@ -172,7 +172,8 @@ class Rows:
             if constraint.vjp is not None:
                 units = np.eye(count)
                 shapes: list[tuple[int, ...]] = [(n,), (w.size - n,)]
-                return np.array([_both(constraint.vjp(w[:n], w[n:], unit), shapes, f"vjp of {name}") for unit in units])
+                found = [_both(constraint.vjp(w[:n], w[n:], unit), shapes, f"vjp of {name}") for unit in units]
+                return np.array(found).reshape(count, w.size)
             return guessed(w)
 
         guessed = _Differences(values, start)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core.array import Array, array_namespace, device, is_numpy_namespace, to_numpy
-from otbilevel._core.differentiate import Function, Jacobian, gradients
+from otbilevel._core.differentiate import Function, Jacobian, differentiator_of, gradients
 from otbilevel.bilevel.constraints import CoupledConstraint, Rows, worst
 
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -204,8 +204,8 @@ def product(function: Any, n: int, library: Library, name: str) -> Product | Non
     return call
 
 
-def wrapped(constraint: Any, library: Library) -> Any:
-    """A constraint whose functions take and give NumPy arrays."""
+def wrapped(constraint: Any, library: Library, name: str) -> Any:
+    """A constraint whose functions take and give NumPy arrays, with a vjp by automatic differentiation where the library has it."""
     if library.plain or not isinstance(constraint, CoupledConstraint):
         return constraint
 
@@ -219,9 +219,13 @@ def wrapped(constraint: Any, library: Library) -> Any:
 
         return call
 
+    vjp, automatic = constraint.vjp, differentiator_of(library.like)
+    if vjp is None and constraint.jac is None and automatic is not None:
+        # Differences of single precision would be noise.
+        vjp = lambda x, y, lam: automatic.vjp(constraint.fun, x, y, lam, f"fun of {name}")  # noqa: E731
     fun = moved(constraint.fun, pair=False)
     assert fun is not None
-    return CoupledConstraint(fun, moved(constraint.jac, pair=True), moved(constraint.vjp, pair=True), constraint.kind)
+    return CoupledConstraint(fun, moved(constraint.jac, pair=True), moved(vjp, pair=True), constraint.kind)
 
 
 def listed(constraints: Any) -> Sequence[Any]:

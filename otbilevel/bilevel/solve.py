@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, as_array, common_namespace, to_numpy
+from otbilevel._core.array import Array, as_array, common_namespace, to_numpy
 from otbilevel._core.differentiate import Function, Jacobian
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import report
@@ -85,7 +85,7 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
         ``projection(w)`` returns the point that obeys the constraints of both levels and is nearest to the stacked vector (x, y),
         such as those of `otbilevel.bilevel.projection`; for ``options={"variant": "paper"}``.
     init : BilevelResult or its state, optional
-        Where to start, in place of x0 and y0.
+        Where to start, in place of x0 and y0, whose array library and dtype are those of the run even so.
     tol : float
         Of the lower-level gap, relative to max(1, |f|); the violation of constraints is held below a tenth of it.
     max_iter : int, optional
@@ -147,11 +147,12 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     given = dict(options or {})
     limit = given.pop("time_limit", None)
     settings = row.make_options(given)
-    x, y = _start(init, x0, y0)
+    x, y = _vector(x0, "x0"), _vector(y0, "y0")
     xp = common_namespace({"x0": x, "y0": y})
     library = Library(xp.zeros_like(x) if xp.isdtype(x.dtype, "real floating") else x)
-    start = np.concatenate([to_numpy(x), to_numpy(y)]).astype(np.float64)
     n, m = x.shape[0], y.shape[0]
+    state = _state(init, {"x": n, "y": m})
+    start = np.concatenate([state.get("x", to_numpy(x)), state.get("y", to_numpy(y))]).astype(np.float64)
     if not np.all(np.isfinite(start)):
         msg = "x0 and y0 must be finite"
         raise ValueError(msg)
@@ -159,7 +160,7 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     low, high = (np.concatenate([box[k] for box in boxes]) for k in (0, 1))
     inside = np.clip(start, low, high)
     sets = [
-        Rows([wrapped(c, library) for c in listed(each)], inside[:n], inside[n:], name)
+        Rows([wrapped(c, library, f"{name}[{k}]") for k, c in enumerate(listed(each))], inside[:n], inside[n:], name)
         for each, name in ((constraints, "constraints"), (upper_constraints, "upper_constraints"))
     ]
     for function, name in ((upper, "upper"), (lower, "lower")):
@@ -191,8 +192,7 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
             msg = 'projection must be a function, and is for options={"variant": "paper"}: leave it out'
             raise ValueError(msg)
         task.projection = projection
-    if init is not None:
-        task.state = dict(init.state if isinstance(init, BilevelResult) else init)
+    task.state = state
     if problem.violation(start) > 0:
         task.notes.append("the start was projected onto the constraints")
     if validate.boolean(check, "check"):
@@ -208,15 +208,24 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     return report(result, raise_on_failure=strict)
 
 
-def _start(init: Any, x0: Any, y0: Any) -> tuple[Any, Any]:
-    state = init.state if isinstance(init, BilevelResult) else init
-    pair = (x0, y0) if state is None else (state["x"], state["y"])
-    found = []
-    for value, name in zip(pair, ("x0", "y0"), strict=True):
-        array = as_array(value, name)
-        if len(array.shape) != 1 or array.shape[0] == 0:
-            msg = f"{name} must be a vector, got shape {tuple(array.shape)}"
+def _vector(value: Any, name: str) -> Any:
+    array = as_array(value, name)
+    if len(array.shape) != 1 or array.shape[0] == 0:
+        msg = f"{name} must be a vector, got shape {tuple(array.shape)}"
+        raise ValueError(msg)
+    return array
+
+
+def _state(init: Any, sizes: dict[str, int]) -> dict[str, Any]:
+    """Of a run to go on from, in NumPy whatever the library of its arrays is; empty at a start."""
+    state = init.state if isinstance(init, BilevelResult) else {} if init is None else init
+    if not isinstance(state, Mapping):
+        msg = f"init must be a BilevelResult or its state, got {type(init).__name__}"
+        raise TypeError(msg)
+    found = {name: Library.back(value) if getattr(value, "shape", ()) else value for name, value in state.items()}
+    for name, size in sizes.items() if init is not None else ():
+        shape = np.shape(found.get(name, ()))
+        if shape != (size,):
+            msg = f"init must hold a vector {name} of length {size}, as {name}0 has, got shape {shape}"
             raise ValueError(msg)
-        found.append(array)
-    array_namespace(*found)
-    return found[0], found[1]
+    return found

@@ -31,6 +31,18 @@ class Autograd:
         flat = torch.zeros_like(y) if gradient is None else gradient.detach()
         return SecondDerivatives(flat, lambda v: in_y([v])[0], lambda v: in_x([v])[0])
 
+    def vjp(self, fun: Function, x: Tensor, y: Tensor, lam: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """J_x' lam and J_y' lam of a function with vectors as values."""
+        with torch.enable_grad():
+            leaves = x.detach().requires_grad_(), y.detach().requires_grad_()
+            values = fun(*leaves)
+        if not isinstance(values, Tensor) or not values.requires_grad:
+            found = "a tensor without a graph" if isinstance(values, Tensor) else type(values).__name__
+            msg = f"{name} returned {found}: compute a tensor from x and y without detach() and item(), or give jac or vjp"
+            raise ValueError(msg)
+        gx, gy = LinearMap([values], leaves)([lam.reshape(values.shape).to(values)])
+        return gx, gy
+
 
 def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() > 0:

@@ -19,11 +19,21 @@ from otbilevel.pytorch.objective import require_scalar
 EACH = 64
 """Rows of a constraint up to which each is scaled to length one; beyond, all of them by one factor."""
 
+SAMPLES, SPREAD = 4, 0.1
+"""Points around the start at which lengths are measured, too, and their distance relative to the size of the start."""
+
+NOISE = 100.0
+"""Multiple of the precision of a row's values up to which its slope is taken for rounding."""
+
+GRAPH = "compute it when it is called, from hparams and params themselves: no detach(), .data, item() or torch.no_grad()"
+
 Loss = Callable[..., Tensor]
 
 
 class Levels:
     """x and y, flat, which live in lists of tensors; constraints, scaled to length one; bounds.
+
+    Attributes are replaced, and never changed in place: a shallow copy can be worked with, and be thrown away.
 
     Parameters
     ----------
@@ -102,9 +112,14 @@ class Levels:
             total = value if lam is None or not len(lam) else value + (lam @ rows).to(value)
             wanted = {"both": self._all, "x": self._all[: self._split], "y": self._all[self._split :]}[wrt]
             found = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad else [None] * len(wanted)
+        if wrt == "both" and all(part is None for part in found):
+            msg = f"{name} returned a tensor without a graph that leads to hparams or params: {GRAPH}"
+            raise ValueError(msg)
         number, gradient = float(total.detach()), torch.cat([part.reshape(-1) for part in zeros_for(found, wanted)])
         if not (math.isfinite(number) and bool(torch.isfinite(gradient).all())):
-            msg = f"{name} is {number}, or its gradient is not finite: give smaller steps alpha and eta, or look at the batch"
+            self._check(rows)
+            which = "its gradient or that of a constraint" if len(rows) else "its gradient"
+            msg = f"{name} is {number}, or {which} is not finite: give smaller steps alpha and eta, or look at the batch"
             raise FloatingPointError(msg)
         return number, gradient, rows.detach()
 
@@ -115,8 +130,6 @@ class Levels:
             rows = self._rows()
 
         def pullback(lam: Tensor) -> Tensor:
-            if not rows.requires_grad:
-                return torch.zeros_like(w)
             found = torch.autograd.grad(rows, self._all, lam, retain_graph=True, allow_unused=True)
             return torch.cat([part.reshape(-1) for part in zeros_for(found, self._all)])
 
@@ -126,8 +139,11 @@ class Levels:
         """The largest one, in the units of the functions."""
         if not self._constraints:
             return 0.0
-        rows = self.linearise(w)[0] / self.scale
-        return max(0.0, float(torch.where(self.equality, rows.abs(), rows).max()))
+        self.write(w)
+        with torch.no_grad():
+            rows = self._rows() / self.scale
+        self._check(rows)
+        return float(torch.cat([rows.new_zeros(1), torch.where(self.equality, rows.abs(), rows)]).max())
 
     def project(self, w: Tensor) -> Tensor:
         """The nearest point of C."""
@@ -135,44 +151,92 @@ class Levels:
             self.write(w)
             with torch.no_grad():
                 self._user()
-            return self.read()
+            found = self.read()
+            if bool(torch.isfinite(w).all()) and not bool(torch.isfinite(found).all()):
+                msg = "projection() left numbers in hparams or params that are not finite, of a point that was"
+                raise FloatingPointError(msg)
+            return found
+        if not len(self.scale):
+            return self._clip(w)
         low, high = (
             torch.cat([torch.full_like(w[: self.n], one), torch.full_like(w[self.n :], two)])
             for one, two in ((self.low_x, self.low_y), (self.high_x, self.high_y))
         )
-        if not self._constraints:
-            return torch.minimum(torch.maximum(w, low), high)
         w, self.dual = ConvexSet(self.linearise, self.equality, low, high, self._tol).nearest(w, self.dual)
         return w
 
-    def measure(self, w: Tensor) -> None:
-        """Count the rows, and scale them by their lengths at w."""
-        self.write(w)
+    def count(self) -> None:
+        """Ask constraints for their rows, where the user's tensors are."""
         with torch.no_grad():
-            values = [_vector(c, k) for k, c in enumerate(self._constraints)]
-        self.counts = [len(v) for v in values]
+            self.counts = [len(_vector(c, k)) for k, c in enumerate(self._constraints)]
         kinds = [c.kind == "eq" for c, count in zip(self._constraints, self.counts, strict=True) for _ in range(count)]
-        self.equality = torch.tensor(kinds, dtype=torch.bool, device=w.device)
-        self.scale, self.dual = w.new_ones(sum(self.counts)), w.new_zeros(sum(self.counts))
-        if not self.counts:
+        device = self._all[0].device
+        self.equality = torch.tensor(kinds, dtype=torch.bool, device=device)
+        self.scale, self.dual = (fill(len(kinds), dtype=self._all[0].dtype, device=device) for fill in (torch.ones, torch.zeros))
+
+    def measure(self, w: Tensor) -> None:
+        """Count the rows, and scale them by the medians of their lengths at w and around it: at w alone one may vanish."""
+        self.write(w)
+        self.count()
+        if not len(self.scale):
             return
-        _, pullback = self.linearise(w)
+        generator, size = torch.Generator().manual_seed(0), max(1.0, float(w.norm()))
+        rows, lengths = self._lengths(w, generator)
+        self._check(rows)
+        found, distance = [lengths], SPREAD * size
+        for _ in range(SAMPLES):
+            way = torch.randn(len(w), generator=generator, dtype=w.dtype).to(w)
+            try:
+                lengths = self._lengths(self._clip(w + distance / way.norm() * way), generator)[1]
+            except (ArithmeticError, ValueError, torch.linalg.LinAlgError):
+                lengths = torch.full_like(rows, math.nan)
+            if bool(torch.isfinite(lengths).all()):
+                found.append(lengths)
+            else:  # far from the start functions need not be defined
+                distance *= 0.5
+        middle = torch.median(torch.stack(found), dim=0).values
+        rounding = NOISE * torch.finfo(w.dtype).eps * rows.abs() / size
+        self.scale = torch.where((middle > rounding) & torch.isfinite(middle), 1.0 / middle, torch.ones_like(middle))
+
+    def _clip(self, w: Tensor) -> Tensor:
+        """To the bounds."""
+        return torch.cat([w[: self.n].clamp(self.low_x, self.high_x), w[self.n :].clamp(self.low_y, self.high_y)])
+
+    def _lengths(self, w: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The rows at w, and the norms of their derivatives; of many rows of a constraint one for all of them."""
+        rows, pullback = self.linearise(w)
         lengths = []
         for first, count in zip(itertools.accumulate([0, *self.counts[:-1]]), self.counts, strict=False):
-            units = torch.zeros(count if count <= EACH else 1, len(self.scale), dtype=w.dtype, device=w.device)
             if count <= EACH:
+                units = rows.new_zeros(count, len(rows))
                 units[:, first : first + count] = torch.eye(count)
-                lengths.append(torch.stack([pullback(unit).norm() for unit in units]))
+                lengths += [pullback(unit).norm().reshape(1) for unit in units]
             else:  # of random signs the squared length is that of all rows together in the mean
-                generator = torch.Generator().manual_seed(0)
-                units[0, first : first + count] = 2.0 * torch.randint(2, (count,), generator=generator) - 1.0
-                lengths.append((pullback(units[0]).norm() / math.sqrt(count)).expand(count))
-        size = torch.cat(lengths)
-        self.scale = torch.where(size > 0, 1.0 / size, torch.ones_like(size))
+                signs = torch.zeros_like(rows)
+                signs[first : first + count] = (2.0 * torch.randint(2, (count,), generator=generator) - 1.0).to(rows)
+                lengths.append((pullback(signs).norm() / math.sqrt(count)).expand(count))
+        return rows, torch.cat(lengths)
 
     def _rows(self) -> Tensor:
         """All rows, scaled, with their graph, of what is in the user's tensors."""
-        return torch.cat([_vector(c, k) for k, c in enumerate(self._constraints)]) * self.scale
+        found = [_vector(c, k) for k, c in enumerate(self._constraints)]
+        for k, (values, count) in enumerate(zip(found, self.counts, strict=True)):
+            if len(values) != count:
+                msg = f"fun of constraints[{k}] returned {len(values)} rows, and {count} before: multipliers belong to rows"
+                raise ValueError(msg)
+            if torch.is_grad_enabled() and count and not values.requires_grad:
+                msg = f"fun of constraints[{k}] returned a tensor without a graph: {GRAPH}"
+                raise ValueError(msg)
+        return torch.cat(found) * self.scale
+
+    def _check(self, rows: Tensor) -> None:
+        """Refuse rows that are not finite, by the name of their constraint."""
+        if bool(torch.isfinite(rows).all()):
+            return
+        for k, part in enumerate(torch.split(rows, self.counts)):
+            if not bool(torch.isfinite(part).all()):
+                msg = f"fun of constraints[{k}] is not finite: give smaller steps alpha and eta, or look at where it is defined"
+                raise FloatingPointError(msg)
 
 
 def _listed(constraints: Any) -> list[CoupledConstraint]:

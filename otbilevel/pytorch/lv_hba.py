@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otbilevel._core import validate
 from otbilevel.bilevel.lipschitz import lipschitz, spectral_norm
 from otbilevel.bilevel.lv_hba_step import GROWTH, Oracles, State, Steps, automatic, check_settings, step
 from otbilevel.pytorch.levels import Levels, Loss
@@ -27,7 +30,8 @@ class LVHBAStep:
     upper, lower : float
         F and f on the batch, before the step.
     gap : float
-        f - v on the batch, with the v of the present theta and multipliers: 0 where y is optimal, and as good as these are.
+        An estimate of f - v on the batch, with the v of the present theta and multipliers: 0 where y is optimal and these have
+        followed. A negative one means that theta lags behind y, and a small one does not mean optimal where f is flat.
     violation : float
         Largest violation of a constraint after the step.
     penalty : float
@@ -178,40 +182,44 @@ class LVHBA:
         Raises
         ------
         FloatingPointError
-            When a function or its gradient is not finite. All is as before the step then.
+            When a function or its gradient is not finite.
         ValueError
             When a function does not return what it must, or the constraints have no point in common.
+
+        Notes
+        -----
+        After any error, of functions of the user, too, all is as it was before the step, the random numbers included.
         """
-        levels, before = self._levels, self._levels.read()
-        levels.seed = int(torch.randint(2**62, ()))
+        levels, before, drawn = copy(self._levels), self._levels.read(), torch.get_rng_state()
         try:
-            w = before if self._state is not None else self._start(before, batch)
-            assert self._state is not None
-            assert self.steps is not None
-            old, steps, seen = replace(self._state, x=w[: levels.n], y=w[levels.n :]), self.steps, dict[str, float]()
-            new = step(self._oracles(batch, seen), steps, old)
+            levels.seed = int(torch.randint(2**62, ()))
+            w, steps, factors, state = before, self.steps, self._factors, self._state
+            if steps is None or state is None:
+                w, steps, factors, state = self._start(levels, before, batch)
+            old, seen = replace(state, x=w[: levels.n], y=w[levels.n :]), dict[str, float]()
+            new = step(self._oracles(levels, factors, batch, seen), steps, old)
             after = torch.cat([new.x, new.y])
-            if not bool(torch.isfinite(torch.cat([after, new.theta, new.lam])).all()):
+            if not bool(torch.isfinite(torch.cat([after, new.theta, new.lam, new.z])).all()):
                 msg = "the new point is not finite: give smaller steps alpha and eta"
                 raise FloatingPointError(msg)
             violation = levels.violation(after)
+            levels.write(after)
         except BaseException:
             levels.write(before)
+            torch.set_rng_state(drawn)
             raise
-        levels.write(after)
         met = bool(len(new.lam)) and float(new.lam.abs().max()) >= steps.r
-        if met and self._given["r"] is None:
-            self.steps = replace(steps, r=GROWTH * steps.r)
-        self._state = new
+        grown = replace(steps, r=GROWTH * steps.r) if met and self._given["r"] is None else steps
+        self._levels, self.steps, self._factors, self._state = levels, grown, factors, new
         v = seen["lagrangian"] + float((new.theta - old.y).square().sum()) / (2 * steps.gamma1)
         v -= float((new.lam - old.z).square().sum()) / (2 * steps.gamma2)
         return LVHBAStep(
             upper=seen["upper"],
-            lower=seen["lower"] / self._factors[1],
-            gap=(seen["lower"] - v) / self._factors[1],
+            lower=seen["lower"] / factors[1],
+            gap=(seen["lower"] - v) / factors[1],
             violation=violation,
             penalty=steps.penalty(old.k),
-            r=self.steps.r,
+            r=grown.r,
             at_bound=met and self._given["r"] is not None,
             nit=new.k,
         )
@@ -246,9 +254,12 @@ class LVHBA:
 
         Raises
         ------
-        ValueError
-            When it is not of the same problem.
+        TypeError, ValueError
+            When it is not of the same problem, or not finite; the message names the entry. All is as before then.
         """
+        if not isinstance(state, Mapping):
+            msg = f"state must be a mapping, as `state_dict` returned it, got {type(state).__name__}"
+            raise TypeError(msg)
         if not state:
             self._state = self.steps = None
             return
@@ -256,19 +267,24 @@ class LVHBA:
         if set(state) != wanted:
             msg = f"state must have the entries {sorted(wanted)}, got {sorted(state)}"
             raise ValueError(msg)
-        levels, w = self._levels, self._levels.read()
-        levels.measure(w)
-        z, theta, lam, scale, dual = (state[name].to(w).clone() for name in ("z", "theta", "lam", "scale", "dual"))
-        if len(theta) != len(w) - levels.n or len(scale) != len(levels.scale):
-            msg = f"state is of {len(theta)} parameters and {len(scale)} rows, not of {len(w) - levels.n} and {len(levels.scale)}"
+        levels, w = copy(self._levels), self._levels.read()
+        levels.count()
+        x, y, rows = w[: levels.n], w[levels.n :], levels.scale
+        z, theta, lam, scale, dual = (
+            _like(y if name == "theta" else rows, state[name], name) for name in ("z", "theta", "lam", "scale", "dual")
+        )
+        if not bool((scale > 0).all()):
+            msg = "state['scale'] must be positive"
             raise ValueError(msg)
-        levels.scale, levels.dual, self._factors = scale, dual, (float(state["factors"][0]), float(state["factors"][1]))
-        self._state = State(w[: levels.n], w[levels.n :], z, theta, lam, int(state["k"]))
-        self.steps = Steps(**{f.name: float(state["steps"][f.name]) for f in fields(Steps)})
+        k, factors = validate.integer(state["k"], "state['k']"), _numbers(state["factors"], "factors", (0, 1))
+        steps = Steps(**_numbers(state["steps"], "steps", [f.name for f in fields(Steps)]))
+        levels.scale, levels.dual = scale, dual
+        self._levels, self.steps, self._factors = levels, steps, (factors[0], factors[1])
+        self._state = State(x, y, z, theta, lam, k)
 
-    def _start(self, w: Tensor, batch: tuple[Any, ...]) -> Tensor:
+    def _start(self, levels: Levels, w: Tensor, batch: tuple[Any, ...]) -> tuple[Tensor, Steps, tuple[float, float], State]:
         """Scale the functions, choose the steps, and go to the nearest point that obeys the constraints."""
-        levels, rng = self._levels, np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         levels.measure(w)
         w = levels.project(w)
         slopes: list[Callable[[Tensor], Tensor]] = [
@@ -281,21 +297,23 @@ class LVHBA:
         sizes = [lipschitz(slope, w, rng) for slope in slopes]
         # As where a function has no curvature its gradient must be of length one.
         scales = [size if size > SMALL else float(slope(w).norm()) for size, slope in zip(sizes, slopes, strict=True)]
-        self._factors = 1.0 / max(scales[0], SMALL), 1.0 / max(scales[1], SMALL)
 
         def in_y(y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
             values, pullback = levels.linearise(torch.cat([w[: levels.n], y]))
             return values, lambda lam: pullback(lam)[levels.n :]
 
         rows = spectral_norm(in_y, w[levels.n :], rng) if len(levels.scale) else 0.0
-        self.steps = automatic(float(sizes[0] > SMALL), float(sizes[1] > SMALL), rows, self._given)
+        steps = automatic(float(sizes[0] > SMALL), float(sizes[1] > SMALL), rows, self._given)
+        if not all(math.isfinite(size) for size in asdict(steps).values()):
+            msg = "constraints are not finite near the start, and no measure for step sizes: give alpha, beta and eta"
+            raise FloatingPointError(msg)
         none = torch.zeros_like(levels.scale)
-        self._state = State(w[: levels.n], w[levels.n :], none, w[levels.n :], none, 0)
-        return w
+        state = State(w[: levels.n], w[levels.n :], none, w[levels.n :], none, 0)
+        return w, steps, (1.0 / max(scales[0], SMALL), 1.0 / max(scales[1], SMALL)), state
 
-    def _oracles(self, batch: tuple[Any, ...], seen: dict[str, float]) -> Oracles:
+    def _oracles(self, levels: Levels, factors: tuple[float, float], batch: tuple[Any, ...], seen: dict[str, float]) -> Oracles:
         """Those of a batch; values that they meet are noted."""
-        levels, n, (of_upper, of_lower) = self._levels, self._levels.n, self._factors
+        n, (of_upper, of_lower) = levels.n, factors
 
         def penalised(x: Tensor, y: Tensor, c: float) -> tuple[Tensor, Tensor]:
             w = torch.cat([x, y])
@@ -322,3 +340,32 @@ class LVHBA:
             project=project,
             project_y=lambda y: y.clamp(levels.low_y, levels.high_y),
         )
+
+
+def _like(wanted: Tensor, found: Any, name: str) -> Tensor:
+    """A copy of a tensor of a saved state, if it is of the shape of another one and finite."""
+    if not isinstance(found, Tensor):
+        msg = f"state[{name!r}] must be a tensor, got {type(found).__name__}"
+        raise TypeError(msg)
+    if found.shape != wanted.shape:
+        msg = f"state[{name!r}] must have shape {tuple(wanted.shape)}, got {tuple(found.shape)}: it is of another problem"
+        raise ValueError(msg)
+    copied = found.detach().to(wanted).clone()
+    if not bool(torch.isfinite(copied).all()):
+        msg = f"state[{name!r}] is not finite"
+        raise ValueError(msg)
+    return copied
+
+
+def _numbers(found: Any, name: str, keys: Iterable[Any]) -> dict[Any, float]:
+    """The positive numbers that an entry of a saved state has under these keys, if it has no others."""
+    found = dict(enumerate(found)) if isinstance(found, (list, tuple)) else found
+    if not isinstance(found, Mapping) or set(found) != set(keys):
+        msg = f"state[{name!r}] must have the entries {list(keys)}, got {list(found) if isinstance(found, Mapping) else found!r}"
+        raise ValueError(msg)
+    return {
+        key: validate.real(
+            found[key], f"state[{name!r}][{key!r}]", low=0.0, strict=key != "p", below=0.5 if key == "p" else math.inf
+        )
+        for key in keys
+    }

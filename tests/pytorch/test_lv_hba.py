@@ -11,6 +11,7 @@ from torch import nn
 
 from otbilevel import ConvergenceWarning, CoupledConstraint, minimize_bilevel
 from otbilevel.pytorch import LVHBA
+from otbilevel.pytorch.levels import Levels
 
 
 def toy(n=5, dtype=torch.float64, **settings):
@@ -226,5 +227,139 @@ def test_what_is_refused():
         optimizer.load_state_dict({"z": torch.zeros(0)})
     other, *_ = toy(2)
     other.step()
-    with pytest.raises(ValueError, match="state is of 4 parameters and 1 rows, not of 2 and 0"):
+    with pytest.raises(ValueError, match=r"state\['z'\] must have shape \(0,\), got \(1,\)"):
         optimizer.load_state_dict(other.state_dict())
+
+
+def plain(state):
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_step_that_fails_leaves_no_trace(good, late, monkeypatch):
+    """Before it or after it the projection has found multipliers, and the functions their scales."""
+
+    def fault(levels, w):
+        raise ArithmeticError
+
+    runs = []
+    for fails in (False, True):
+        torch.manual_seed(0)
+        x, y = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+        ball = CoupledConstraint(lambda y=y, x=x: (y.square().sum() - 1 + x.sum())[None])
+        lower = lambda size, y=y, x=x: size * (y - 2 - x - 0.1 * torch.randn(3)).square().sum()  # noqa: E731
+        optimizer = LVHBA(lambda size, y=y, x=x: size * (x - 1 - y).square().sum(), lower, [x], [y], constraints=ball)
+        for _ in range(good):
+            optimizer.step(1.0)
+        if fails:
+            before, drawn = ([*x.tolist(), *y.tolist()], plain(optimizer.state_dict()), optimizer.steps), torch.get_rng_state()
+            with monkeypatch.context() as patch:
+                patch.setattr(Levels, "violation", fault)
+                with pytest.raises(ArithmeticError):
+                    optimizer.step(100.0 if late else math.nan)
+            assert before == ([*x.tolist(), *y.tolist()], plain(optimizer.state_dict()), optimizer.steps)
+            assert torch.equal(drawn, torch.get_rng_state())
+        figures = [optimizer.step(1.0) for _ in range(3)]
+        runs.append((x.tolist(), y.tolist(), figures, plain(optimizer.state_dict())))
+    assert runs[0] == runs[1]
+
+
+def test_a_state_is_checked_before_it_is_taken():
+    optimizer, *_ = toy(2)
+    optimizer.step()
+    good, steps = optimizer.state_dict(), optimizer.steps
+    for name, value, words in (
+        ("z", torch.zeros(2), r"\['z'\] must have shape \(1,\), got \(2,\)"),
+        ("lam", torch.zeros(1, 1), r"\['lam'\] must have shape"),
+        ("theta", good["theta"] * math.nan, r"\['theta'\] is not finite"),
+        ("dual", torch.zeros(3), r"\['dual'\] must have shape"),
+        ("dual", [0.0], r"\['dual'\] must be a tensor, got list"),
+        ("scale", -good["scale"], r"\['scale'\] must be positive"),
+        ("k", -1, r"\['k'\] must be >= 0"),
+        ("k", 1.5, r"\['k'\] must be an integer"),
+        ("factors", [1.0], r"\['factors'\] must have the entries"),
+        ("factors", [1.0, math.nan], r"\['factors'\]\[1\] must be finite"),
+        ("steps", {"alpha": 1.0}, r"\['steps'\] must have the entries"),
+        ("steps", {**good["steps"], "eta": 0.0}, r"\['steps'\]\['eta'\] must be finite and > 0"),
+        ("steps", None, r"\['steps'\] must have the entries"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            optimizer.load_state_dict({**good, "k": 7, "factors": [2.0, 3.0], name: value})
+        assert plain(optimizer.state_dict()) == plain(good) and optimizer.steps == steps
+    with pytest.raises(TypeError, match="state must be a mapping"):
+        optimizer.load_state_dict([1])
+    optimizer.load_state_dict({**good, "k": 7})
+    assert optimizer.step().nit == 8
+
+
+def test_constraints_keep_their_number_of_rows():
+    for count in (1, 0):
+        x, y, rows = torch.zeros(1, requires_grad=True), torch.ones(2, requires_grad=True), [count]
+        given = [CoupledConstraint(lambda y=y: y - 5), CoupledConstraint(lambda y=y, rows=rows: y[: rows[0]] - 5)][count == 0 :]
+        optimizer = LVHBA(lambda: (x - y).square().sum(), lambda: (y - x - 2).square().sum(), [x], [y], constraints=given)  # noqa: B023
+        optimizer.step()
+        rows[0] = 2
+        with pytest.raises(ValueError, match=rf"constraints\[{len(given) - 1}\] returned 2 rows, and {count} before"):
+            optimizer.step()
+
+
+def test_a_constraint_without_rows_is_none():
+    results = []
+    for rows in (None, 0, [0, 2]):
+        x, y = torch.zeros(1, requires_grad=True), torch.ones(2, requires_grad=True)
+        given = () if rows is None else [CoupledConstraint(lambda y=y, n=n: y[:n] - 50) for n in np.atleast_1d(rows)]
+        optimizer = LVHBA(
+            lambda x=x, y=y: (x - y).square().sum(), lambda x=x, y=y: (y - x - 2).square().sum(), [x], [y],
+            constraints=given, alpha=0.01, beta=0.01, eta=0.01,
+        )  # fmt: skip
+        assert [optimizer.step().violation for _ in range(3)] == [0.0] * 3
+        assert [len(one) for one in optimizer.multipliers] == ([] if rows is None else list(np.atleast_1d(rows)))
+        results.append([*x.tolist(), *y.tolist()])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_measured_around_the_start(dtype):
+    """The slope of a ball nearly vanishes at its centre, that of a constant row is rounding, and a root ends near by."""
+    x, y = torch.ones(1, dtype=dtype, requires_grad=True), torch.full((3,), 1e-6, dtype=dtype, requires_grad=True)
+    tiny = 1e-3 * torch.finfo(dtype).eps
+    rows = lambda: torch.stack([y.square().sum() - 1, tiny * y[0] - 1, -(y[1] + 0.05).sqrt()])  # noqa: E731
+    upper, lower = lambda: (x - 1).square().sum(), lambda: (y - 2 * x).square().sum()
+    optimizer = LVHBA(upper, lower, [x], [y], constraints=CoupledConstraint(rows))
+    optimizer.step()
+    scale = optimizer.state_dict()["scale"].tolist()
+    assert 1 < scale[0] < 50 and scale[1] == 1.0 and 0.1 < scale[2] < 2
+    assert max(optimizer.step().violation for _ in range(20)) < 1e-4
+
+
+def test_what_has_no_graph_or_is_not_finite_is_named():
+    x, y, on = torch.zeros(2, requires_grad=True), torch.ones(2, requires_grad=True), [1.0]
+    loss = lambda: (y - x).square().sum()  # noqa: E731
+    graph = "without a graph.*: compute it when it is called"
+
+    def spoil():
+        y.mul_(math.nan)
+
+    first = CoupledConstraint(lambda: x - 9)
+    cut, wrong = CoupledConstraint(lambda: y.data - 9), CoupledConstraint(lambda: y * math.nan)
+    for error, words, upper, lower, settings in (
+        (ValueError, f"upper returned a tensor {graph}", lambda: loss().detach(), loss, {}),
+        (ValueError, f"upper returned a tensor {graph}", lambda: torch.ones(2, requires_grad=True).sum(), loss, {}),
+        (ValueError, f"lower returned a tensor {graph}", loss, lambda: loss().detach(), {}),
+        (ValueError, rf"constraints\[1\] returned a tensor {graph}", loss, loss, {"constraints": [first, cut]}),
+        (FloatingPointError, r"constraints\[1\] is not finite", loss, loss, {"constraints": [first, wrong]}),
+        (FloatingPointError, r"projection\(\) left numbers", loss, loss, {"projection": spoil}),
+    ):
+        with pytest.raises(error, match=words):
+            LVHBA(upper, lower, [x], [y], **settings).step()
+        assert x.tolist() == [0, 0] and y.tolist() == [1, 1]
+    for last in (math.nan, -math.inf):  # later, while multipliers are 0
+        on[0] = 1.0
+        optimizer = LVHBA(loss, lambda: (y - 2 * x).square().sum(), [x], [y], constraints=CoupledConstraint(lambda: y * on[0] - 9))
+        optimizer.step()
+        on[0] = last
+        with pytest.raises(FloatingPointError, match=r"constraints\[0\] is not finite"):
+            optimizer.step()
+        x.data.zero_()
+        y.data.fill_(1.0)
