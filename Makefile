@@ -53,6 +53,8 @@ study: $(VENV)/study.stamp
 	$(BIN)/python examples/study_hyper_cleaning.py --out build/study
 	$(BIN)/python examples/study_bilevel_toys.py --out build/study
 	$(BIN)/python examples/study_svm.py --out build/study
+	$(BIN)/python examples/study_constrained_cleaning.py --out build/study
+	$(BIN)/python examples/study_federated.py --out build/study
 
 # numba keeps its compiled kernels (*.nbi, *.nbc) in __pycache__.
 clean:
