@@ -14,6 +14,8 @@ from otbilevel.bilevel.lipschitz import lipschitz
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.task import Task
 
+CURVED = 1e-12
+"""Lipschitz constant of a gradient from which on a level is not linear."""
 ENOUGH = 1e-6
 """Norm of the estimated hypergradient relative to that of F at the start, at which the run ends."""
 
@@ -29,7 +31,8 @@ class F2SAOptions:
     xi : float, optional
         Step size of x; by default the reciprocal of the curvature of F along the last step, at first 0.1 over that at the start.
     penalty, growth : float
-        lambda at the start, and what it grows by in each step; it ends at `largest`.
+        lambda at the start, and what it grows by in each step; it ends at `largest`. For F and f whose gradients have the same
+        Lipschitz constant.
     largest : float
         The last lambda. The bias of x is of order 1/lambda.
     """
@@ -56,8 +59,14 @@ def solve(task: Task) -> BilevelResult:
     problem, options, n = task.problem, task.options, task.problem.n
     w = np.clip(task.start, problem.low, problem.high)
     rng = np.random.default_rng(0)
-    upper, lower = problem.upper.gradient, problem.lower.gradient
-    L_F, L_f = (max(lipschitz(gradient, w, rng), 1e-12) for gradient in (upper, lower))  # noqa: N806
+    upper = problem.upper.gradient
+    L_F, L_f = (lipschitz(gradient, w, rng) for gradient in (upper, problem.lower.gradient))  # noqa: N806
+    factor = L_F / L_f if min(L_F, L_f) > CURVED else 1.0  # lambda must mean the same in all units of f
+    L_F, L_f = max(L_F, CURVED), max(factor * L_f, CURVED)  # noqa: N806
+
+    def lower(w: np.ndarray) -> np.ndarray:
+        return factor * problem.lower.gradient(w)
+
     x, y, z = w[:n], w[n:], w[n:].copy()
     size = max(1e-12, float(np.linalg.norm(upper(w))))
     penalty, xi, last = options.penalty, options.xi or 0.1 / L_F, None

@@ -20,7 +20,7 @@ class BilevelResult(Result):
     fun, lower_fun : float
         F(x, y) and f(x, y).
     lower_gap : float
-        f(x, y) minus a lower optimum that was computed afresh; infinite when none was found.
+        f(x, y) minus a lower optimum that was computed afresh, a local one where f is not convex in y; infinite when none was found.
     stationarity : float
         How far the upper level has settled: the relative change of F between the last two penalties; for the single loop the
         projected gradient of the penalised objective relative to that of F.
@@ -37,8 +37,8 @@ class BilevelResult(Result):
     state : dict of array
         What `init` takes to go on.
     success, status, message
-        Whether the lower-level gap is at most tol max(1, |f|), the violation at most 0.1 tol, and the upper level settled; and how
-        that was found.
+        Whether the lower-level gap is at most tol max(1, |f|), and tol times the length of f's gradient, the violation at most
+        0.1 tol, and the upper level settled; and how that was found.
     method : str
         The method.
     history : dict of list
