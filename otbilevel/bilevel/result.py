@@ -20,7 +20,8 @@ class BilevelResult(Result):
     fun, lower_fun : float
         F(x, y) and f(x, y).
     lower_gap : float
-        f(x, y) minus a lower optimum that was computed afresh, a local one where f is not convex in y; infinite when none was found.
+        f(x, y) minus a lower optimum that was computed afresh, a local one where f is not convex in y; infinite when
+        none was found.
     stationarity : float
         How far the upper level has settled: the relative change of F between the last two penalties; for the single loop the
         projected gradient of the penalised objective relative to that of F.

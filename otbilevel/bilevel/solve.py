@@ -53,8 +53,8 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
         min F(x, y)  s.t.  G(x, y) <= 0,  y in argmin_y { f(x, y) : g(x, y) <= 0 }
 
     Where the lower level has many solutions, the one that suits the upper level best counts (the optimistic choice). The lower
-    level must be convex in y, its constraints convex in (x, y): otherwise `lower_gap` is that to a local minimum near y. Functions are
-    scaled, variables are not: choose units in which they are of order one.
+    level must be convex in y, its constraints convex in (x, y): otherwise `lower_gap` is that to a local minimum near y.
+    Functions are scaled, variables are not: choose units in which they are of order one.
 
     Parameters
     ----------
