@@ -11,9 +11,9 @@ it is, neither functions nor rows scaled. Methods that differentiate through a f
 What is drawn against time comes from closed forms: the error of x where the optimum is known, and for the other problem how far
 the upper objective at x *and the exact lower solution for that x* is above its least value. The latter is known, too: the upper
 objective is a function of one number plus one of a quadratic form, which leaves a problem in one variable. It has many local
-minima, so the best so far is drawn. On that problem exact saddle points from one start, with dense matrices, take part, too: its 135
-equations are so ill conditioned that the default, which is without matrices from 200 variables on, does not settle, and goes on
-with them, from many starts.
+minima, so the best so far is drawn. On that problem exact saddle points from one start, with dense matrices, take part, too: its
+135 equations are so ill conditioned that the default, which is without matrices from 200 variables on, does not settle, and goes
+on with them, from many starts.
 
 Run it by ``python examples/study_bilevel_toys.py``, which takes some three minutes; ``--quick`` takes one, ``--large`` adds 300
 000 variables. It needs matplotlib.
