@@ -7,8 +7,9 @@ al. (2024). Its multiplier z is eliminated (gamma_2 to infinity), which allows a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -143,12 +144,12 @@ def solve(task: Task) -> BilevelResult:
     try:
         if best is not None:
             chosen = run.settled(best)
+        if options.polish and best is not None:
+            chosen, note = _polished(run, chosen)
+            task.notes.append(note)
         lam = ValueFunction(scaled).solve(chosen.w[: scaled.n], chosen.w[scaled.n :], run.gamma).lam
     except BROKEN as error:
-        lost.append(error)
-    if options.polish and best is not None:
-        chosen, note = _polished(run, chosen)
-        task.notes.append(note)
+        task.notes.append(f"without multipliers ({error})")
     return task.result(
         chosen.w,
         gap=chosen.gap / scaled.lower_factor,
@@ -167,7 +168,8 @@ def _follow(task: Task, run: Search, k: int, best: Candidate | None) -> tuple[li
 
     What a callback raises is not caught.
     """
-    path: Iterator[Candidate] = run.path(k, task.options.penalties or PENALTIES, best)
+    penalties = task.options.penalties or PENALTIES
+    path: Iterator[Candidate] = run.path(k, penalties, best)
     last: Candidate | None = None
     n, factor = run.problem.n, run.problem.upper_factor
     while True:
@@ -181,6 +183,8 @@ def _follow(task: Task, run: Search, k: int, best: Candidate | None) -> tuple[li
         figures = {"start": float(k), "penalty": point.penalty, "fun": point.value / factor}
         if not task.monitor.record(partial(dict, x=point.w[:n], y=point.w[n:]), **figures):
             path = iter(())
+            if point.penalty < penalties[-1]:
+                last = replace(point, change=math.inf)  # what is missing might have changed it
 
 
 def _badness(candidate: Candidate) -> tuple[float, float]:

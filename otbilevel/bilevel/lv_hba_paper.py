@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +40,14 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
     count = scaled.lower_rows.count
     state = State(x, y, np.zeros(count), y.copy(), np.zeros(count), 0)
     if resumed:
-        state = State(**{name: task.state[name] for name in ("x", "y", "z", "theta", "lam", "k")})
+        state = State(**{name: task.state[name] for name in _checked(task.state, state)})
         steps = replace(steps, r=float(task.state["r"]))
-    moved, following = math.inf, math.inf
+    moved, following, why = math.inf, math.inf, ""
     while True:
         try:
             new = step(oracles, steps, state)
-        except FloatingPointError:
-            diverged = True
+        except FloatingPointError as error:
+            diverged, why = True, f" ({error})"
             break
         if not float(np.linalg.norm(new.x)) + float(np.linalg.norm(new.y)) < limit:
             diverged = True
@@ -72,11 +73,14 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
         lowest = solve_lower(scaled, state.x, state.y)
         gap = (scaled.f(w) - lowest.value) / scaled.lower_factor if math.isfinite(lowest.value) else math.inf
     met = count > 0 and float(np.abs(state.lam).max()) >= steps.r
-    penalty = steps.penalty(state.k - 1)
+    penalty = steps.penalty(max(0, state.k - 1))
     # The projected gradient of F + c (f - v), relative to that of F: small gaps say nothing while this, or its error, is large.
     change = penalty * max(moved / steps.alpha, following) / max(1e-8, float(np.linalg.norm(scaled.dF(w))))
     how = f"single loop of the paper, {state.k} steps"
-    how += "; a multiplier is at its bound: raise r" if met else "; it diverged: give smaller steps alpha, eta" if diverged else ""
+    if met:
+        how += "; a multiplier is at its bound: raise r"
+    elif diverged:
+        how += f"; it diverged{why}: give smaller steps alpha, eta"
     return task.result(
         w,
         gap=gap,
@@ -88,6 +92,20 @@ def solve(task: Task, given: dict[str, float | None]) -> BilevelResult:
         how=how,
         state={**{name: getattr(state, name) for name in ("x", "y", "z", "theta", "lam", "k")}, "r": steps.r, "origin": origin},
     )
+
+
+def _checked(given: dict[str, Any], fresh: State) -> tuple[str, ...]:
+    """The entries of a state, which must have the sizes of this problem."""
+    names = ("x", "y", "z", "theta", "lam", "k")
+    for name in (*names, "r"):
+        if name not in given:
+            msg = f"init must have {name!r}, as the states of this method do"
+            raise ValueError(msg)
+        wanted = np.shape(getattr(fresh, name, 0.0))
+        if np.shape(given[name]) != wanted:
+            msg = f"{name!r} of init must have shape {wanted}, got {np.shape(given[name])}: is it a state of another problem?"
+            raise ValueError(msg)
+    return names
 
 
 def _oracles(scaled: ScaledProblem, nearest: Callable[[np.ndarray], np.ndarray]) -> Oracles:

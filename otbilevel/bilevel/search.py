@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linprog, minimize
@@ -120,7 +120,7 @@ class Search:
             radius = 10 * max(1.0, float(np.abs(w).max())) if kind == "relaxed" else 0.3 * max(1.0, float(self._width.max()))
             w, moving = self.stage(w, c, radius)
             value = problem.F(w)
-            change = abs(value - before) / max(1.0, abs(value)) if moving else math.inf
+            change = abs(value - before) / self._unit(value) if moving else math.inf
             yield Candidate(w, value, math.inf, problem.violation(w), c, change)
             if best is not None and value >= best.value - NO_BETTER * max(1.0, abs(best.value)):
                 return  # F of minimisers grows with c
@@ -130,8 +130,17 @@ class Search:
         """The end of a path, and that restored to lower optimality, judged; nothing when it is no better than `best`."""
         if best is not None and last.value >= best.value - NO_BETTER * max(1.0, abs(best.value)):
             return []
-        points = [v for v in (last.w, restore(self.problem, last.w)) if v is not None]
-        return [self.judge(v, last.penalty, last.change) for v in points]
+        found = [self.judge(last.w, last.penalty, last.change)]
+        restored = restore(self.problem, last.w)
+        if restored is not None:
+            new = self.judge(restored, last.penalty)
+            # Lower optimality that costs much tells that c is too small, and then x is not that of the optimum.
+            found.append(replace(new, change=max(last.change, (new.value - last.value) / self._unit(new.value))))
+        return found
+
+    def _unit(self, value: float) -> float:
+        """Of changes of F: its gradient, or max(1, |F|) in the units of the user when that is less."""
+        return min(max(1.0, abs(value)), max(self.problem.upper_factor, abs(value)))
 
     def _begin(self, k: int, kind: str, penalties: tuple[float, ...], best: Candidate | None) -> tuple[np.ndarray, list[float]]:
         """Where the k-th start begins, and its penalties."""

@@ -97,8 +97,9 @@ def test_callback_and_limits():
     result = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, callback=callback, **settings)
     assert len(seen) == 3 and result.nit == 3 and seen[0].x.shape == (1,) and seen[0].penalty == 0.1
     assert len(result.history["penalty"]) == 3
-    short = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, max_iter=6, **settings)
-    assert short.nit == 6
+    with pytest.warns(ConvergenceWarning, match="max_iter was reached"):
+        short = minimize_bilevel(e.upper, e.lower, e.x0, e.y0, max_iter=6, **settings)
+    assert short.nit == 6 and short.status is Status.ITERATION_LIMIT
 
 
 def test_what_goes_wrong_is_said():

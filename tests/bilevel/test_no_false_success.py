@@ -11,6 +11,7 @@ from otbilevel import ConvergenceWarning, CoupledConstraint, Status, minimize_bi
 from otbilevel.bilevel import lower
 from otbilevel.bilevel.constraints import Rows, bounds_of
 from otbilevel.bilevel.scaled import ScaledRows
+from otbilevel.testing import random_coupled_qp
 
 
 def tracking(x, y):
@@ -242,3 +243,59 @@ def test_a_message_says_what_stopped_the_run():
     assert stopped.status is Status.CALLBACK_STOP and re.match(r"stopped by the callback: .*1 start\b", stopped.message)
     with pytest.warns(ConvergenceWarning, match="max_iter was reached: .* more iterations"):
         assert minimize_bilevel(*given, max_iter=3, options={"variant": "paper"}).status is Status.ITERATION_LIMIT
+
+
+def pulling(x, y):
+    """With a lower level that wants y = -x: F = 3.2 at x = -0.6."""
+    return float((x[0] - 1) ** 2 + 4 * (y[0] - 1) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore::otbilevel.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("start", "settings"),
+    [
+        (30.0, {"max_iter": 2}),
+        (1000.0, {"max_iter": 2}),
+        (3.0, {"options": {"penalties": (0.1, 0.2), "n_starts": 1}}),
+        (1000.0, {"options": {"penalties": (0.1, 0.2), "n_starts": 1}}),
+        (3.0, {"options": {"penalties": (1e-6, 2e-6), "n_starts": 1}}),
+    ],
+)
+def test_lower_optimality_at_any_x_is_no_optimum(start, settings):
+    """Runs that were stopped, or had small penalties only."""
+    result = minimize_bilevel(pulling, lambda x, y: float((x[0] + y[0]) ** 2), [start], [start], **settings)
+    assert result.fun > 3.5 and not result.success
+    whole = minimize_bilevel(pulling, lambda x, y: float((x[0] + y[0]) ** 2), [start], [start], options={"n_starts": 1})
+    assert whole.success and whole.fun == pytest.approx(3.2, rel=1e-3)
+
+
+def test_multipliers_are_those_of_the_polished_point():
+    problem = random_coupled_qp(5, 5, 0)
+    options = {"n_starts": 1, "penalties": (1.0, 10.0, 100.0, 300.0), "polish": True}
+    settings = {**problem.settings, "bounds_y": None}
+    result = minimize_bilevel(problem.upper, problem.lower, np.zeros(5), np.zeros(5), **settings, options=options)
+    rows = Rows(settings["constraints"], result.x, result.y, "constraints")
+    force = rows.vjp(np.append(result.x, result.y), np.concatenate([np.abs(lam) for lam in result.multipliers]))[5:]
+    slope = problem.settings["jac_lower"](result.x, result.y)[1]
+    np.testing.assert_allclose(slope + force, 0.0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::otbilevel.ConvergenceWarning")
+def test_states_of_other_problems():
+    def run(rows, init=None):
+        sets = LinearConstraint(np.ones((rows, 2)), ub=9.0 + np.arange(rows))
+        given = {"constraints": sets, "options": {"variant": "paper"}, "max_iter": 5}
+        return minimize_bilevel(tracking, following, [0.0], [0.0], **given, init=init)
+
+    first = run(1)
+    assert run(1, first).success is False
+    with pytest.raises(ValueError, match=r"'z' of init must have shape \(3,\), got \(1,\)"):
+        run(3, first)
+    with pytest.raises(ValueError, match="init must have 'z'"):
+        run(1, {name: first.state[name] for name in ("x", "y", "origin")})
+
+
+def test_a_first_step_that_diverges():
+    with pytest.warns(ConvergenceWarning, match="it diverged"):
+        result = minimize_bilevel(tracking, following, [0.0], [0.0], options={"variant": "paper", "alpha": 1e30})
+    assert result.stationarity == np.inf
