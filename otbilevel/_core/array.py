@@ -84,6 +84,21 @@ def as_array(x: Any, name: str) -> Array:
     return xp.astype(x, xp.float64 if xp.finfo(x.dtype).bits > 64 else xp.float32)
 
 
+def as_vector(x: Any, name: str) -> Array:
+    """Like `as_array`, for vectors that are not empty.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is none.
+    """
+    array = as_array(x, name)
+    if len(array.shape) != 1 or array.shape[0] == 0:
+        msg = f"{name} must be a vector, got shape {tuple(array.shape)}"
+        raise ValueError(msg)
+    return array
+
+
 def _check_tensor(x: Any, name: str) -> None:
     if x.requires_grad:
         msg = (

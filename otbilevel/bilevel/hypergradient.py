@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, array_namespace, as_array, common_namespace
+from otbilevel._core.array import Array, array_namespace, as_vector, common_namespace
 from otbilevel._core.differentiate import Function, Jacobian, gradients, second_derivatives, vector
 from otbilevel._core.result import ConvergenceWarning, Result, Status, report
 from otbilevel.linalg.conversion import FunctionOperator
@@ -247,7 +247,7 @@ def hypergradient(  # noqa: PLR0913 -- the public contract
     >>> hypergradient(None, None, x, y, jac_upper=jac_upper, jac_lower=jac_lower).grad.round(5)
     array([0.01242])
     """
-    x, y = _vector(x, "x"), _vector(y, "y")
+    x, y = as_vector(x, "x"), as_vector(y, "y")
     common_namespace({"x": x, "y": y})
     for name, given in (("hvp_yy", hvp_yy), ("hvp_xy", hvp_xy)):
         if given is not None and not callable(given):
@@ -287,14 +287,6 @@ def finished(found: HypergradientResult, *, tol: float, raise_on_failure: bool) 
 def _doubtful(error: float, size: float, tol: float) -> bool:
     """Whether an error is large for a hypergradient of some size, more than a loose tolerance explains."""
     return error > max(LARGE, 5 * tol) * size > 0
-
-
-def _vector(value: Any, name: str) -> Array:
-    value = as_array(value, name)
-    if len(value.shape) != 1 or value.shape[0] == 0:
-        msg = f"{name} must be a vector, got shape {tuple(value.shape)}"
-        raise ValueError(msg)
-    return value
 
 
 def _norm(v: Array) -> float:

@@ -18,7 +18,7 @@ from otbilevel.bilevel.constraints import Rows
 from otbilevel.bilevel.problem import BilevelProblem
 from otbilevel.bilevel.result import BilevelResult
 from otbilevel.bilevel.saddle_large import Augmented, Box, Products, Saddle
-from otbilevel.bilevel.scaled import ROUNDING, TINY
+from otbilevel.bilevel.scaled import row_scales
 from otbilevel.bilevel.task import SETTLED, Task
 from otbilevel.linalg.cg import cg
 
@@ -162,8 +162,7 @@ class LargeLVHBA:
         self.gamma = PROXIMAL * size
         scales = []
         for rows in (problem.lower_rows, problem.upper_rows):
-            lengths = rows.lengths(w)
-            scales.append(1.0 / np.where(lengths > np.maximum(TINY, ROUNDING * np.abs(rows.values(w))), lengths, 1.0))
+            scales.append(row_scales(rows.lengths(w), np.abs(rows.values(w))))
         # f has unit gradients, and the set the extent `size`: what a unit of violation costs must balance that.
         lower = Augmented(problem.lower_rows, scales[0], np.zeros(problem.lower_rows.count), 1.0 / size)
         self.saddle = Saddle(problem, self.lower_factor, self.gamma, lower)

@@ -23,8 +23,8 @@ class BilevelResult(Result):
         f(x, y) minus a lower optimum that was computed afresh, a local one where f is not convex in y; infinite when
         none was found.
     stationarity : float
-        How far the upper level has settled: the relative change of F between the last two penalties; for the single loop the
-        projected gradient of the penalised objective relative to that of F.
+        How far the upper level has settled: the relative change of F between the last two penalties, and by the last move to lower
+        optimality; for the single loop the projected gradient of the penalised objective relative to that of F.
     maxcv : float
         The largest violation of a constraint or bound.
     multipliers : list of (l,) array

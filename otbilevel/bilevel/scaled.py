@@ -43,7 +43,7 @@ class ScaledRows:
         self._rows = rows
         lengths = np.median([rows.lengths(w) for w in points], axis=0)
         values = np.array([rows.values(w) for w in points])
-        self._all = scale = 1.0 / np.where(lengths > np.maximum(TINY, ROUNDING * np.median(np.abs(values), axis=0)), lengths, 1.0)
+        self._all = scale = row_scales(lengths, np.median(np.abs(values), axis=0))
         partners: dict[int, int] = {}
         equality = rows.equality.copy()
         values, jacobian = scale * values, np.zeros((0, 0))
@@ -229,6 +229,12 @@ class ScaledProblem:
         ends = np.cumsum([0, *(len(place) for place in places)])
         chosen = [kept[(kept >= a) & (kept < b)] - a for a, b in itertools.pairwise(ends)]
         return [place[c] for place, c in zip(places, chosen, strict=True)]
+
+
+def row_scales(lengths: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What makes rows of these lengths ones of length one; 1 where a length may be noise, for values of these sizes."""
+    found: np.ndarray = 1.0 / np.where(lengths > np.maximum(TINY, ROUNDING * sizes), lengths, 1.0)
+    return found
 
 
 def unit_rows(below: np.ndarray, above: np.ndarray, size: int) -> np.ndarray:

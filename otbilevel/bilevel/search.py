@@ -1,4 +1,4 @@
-"""The search of LV-HBA: four kinds of starts in turn, each followed through growing penalties for as long as it may be the best."""
+"""The search of LV-HBA: kinds of starts in turn, each followed through growing penalties for as long as it may be the best."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class Candidate:
     penalty : float
         The last c.
     change : float
-        Relative change of F between the last two penalties: small when the upper level has settled.
+        Relative change of F between the last two penalties, and that by which lower optimality raises F: small when the upper level
+        has settled.
     """
 
     w: np.ndarray
@@ -122,13 +123,13 @@ class Search:
             value = problem.F(w)
             change = abs(value - before) / self._unit(value) if moving else math.inf
             yield Candidate(w, value, math.inf, problem.violation(w), c, change)
-            if best is not None and value >= best.value - NO_BETTER * max(1.0, abs(best.value)):
+            if _no_better(value, best):
                 return  # F of minimisers grows with c
             before = value
 
     def ends(self, last: Candidate, best: Candidate | None) -> list[Candidate]:
         """The end of a path, and that restored to lower optimality, judged; nothing when it is no better than `best`."""
-        if best is not None and last.value >= best.value - NO_BETTER * max(1.0, abs(best.value)):
+        if _no_better(last.value, best):
             return []
         found = [self.judge(last.w, last.penalty, last.change)]
         restored = restore(self.problem, last.w)
@@ -226,6 +227,10 @@ class Search:
         bounded = self._high - self._low < 200 * self._size
         drawn = np.where(bounded, self._rng.uniform(self._low, self._high), np.clip(normal, self._low, self._high))
         return project(self.problem, drawn)
+
+
+def _no_better(value: float, best: Candidate | None) -> bool:
+    return best is not None and value >= best.value - NO_BETTER * max(1.0, abs(best.value))
 
 
 def extents(problem: ScaledProblem, w: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

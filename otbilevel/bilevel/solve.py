@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from otbilevel._core import validate
-from otbilevel._core.array import Array, as_array, common_namespace, to_numpy
+from otbilevel._core.array import Array, as_vector, common_namespace, to_numpy
 from otbilevel._core.differentiate import Function, Jacobian
 from otbilevel._core.monitor import Callback, Monitor
 from otbilevel._core.result import report
@@ -148,7 +148,7 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     given = dict(options or {})
     limit = given.pop("time_limit", None)
     settings = row.make_options(given)
-    x, y = _vector(x0, "x0"), _vector(y0, "y0")
+    x, y = as_vector(x0, "x0"), as_vector(y0, "y0")
     xp = common_namespace({"x0": x, "y0": y})
     library = Library(xp.zeros_like(x) if xp.isdtype(x.dtype, "real floating") else x)
     n, m = x.shape[0], y.shape[0]
@@ -207,14 +207,6 @@ def minimize_bilevel(  # noqa: PLR0913 -- the public contract
     finally:
         monitor.close()
     return report(result, raise_on_failure=strict)
-
-
-def _vector(value: Any, name: str) -> Any:
-    array = as_array(value, name)
-    if len(array.shape) != 1 or array.shape[0] == 0:
-        msg = f"{name} must be a vector, got shape {tuple(array.shape)}"
-        raise ValueError(msg)
-    return array
 
 
 def _state(init: Any, sizes: dict[str, int]) -> dict[str, Any]:
